@@ -1,0 +1,26 @@
+"""TransformerFAM's working memory for Keras 3, on jax, tensorflow and torch."""
+
+from keras_fam.callbacks import RandomStatePassingSchedule
+from keras_fam.families import register_family
+from keras_fam.layers.attention import FeedbackAttention
+from keras_fam.layers.decoder_block import FAMDecoderBlock
+from keras_fam.layers.prompt import FAMPrompt
+from keras_fam.models.backbone import FAMBackbone
+from keras_fam.models.causal_lm import FAMCausalLM
+from keras_fam.state import LayerState, StreamState, load_state, save_state
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FAMBackbone",
+    "FAMCausalLM",
+    "FAMDecoderBlock",
+    "FAMPrompt",
+    "FeedbackAttention",
+    "LayerState",
+    "RandomStatePassingSchedule",
+    "StreamState",
+    "load_state",
+    "register_family",
+    "save_state",
+]

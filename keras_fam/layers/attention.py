@@ -1,0 +1,206 @@
+"""The attention half of a TransformerFAM decoder layer."""
+
+import keras
+import keras_hub
+from keras import ops
+
+from keras_fam.checks import check_block_shape, check_flag, check_integer
+from keras_fam.ops import attend, attention_scores
+from keras_fam.sequence import attend_sequence
+
+
+@keras.saving.register_keras_serializable(package="keras_fam")
+class FeedbackAttention(keras.layers.Layer):
+    """Block sliding window attention with Feedback Attention Memory (paper, Algorithm 2).
+
+    In block tau, with queries, keys and values `Q, K, V` of its tokens and `Qf, Kf, Vf` of the FAM before it:
+
+        tokens:  Attention(Q, [K_{tau-m} .. K_{tau-1}, Kf, K_tau up to the token])
+        FAM:     Attention(Qf, [Kf, K_tau]) + R
+
+    with `R` the FAM before, or zero in the first block after the learned prompt. A whole sequence is computed in the
+    layer-parallel form: the projections and the token attention of all blocks at once, and only the N FAM vectors
+    through a sequential loop. `FAMDecoderBlock` closes that loop over its norms and feed-forward; alone, this layer
+    closes it over the plain residual above.
+
+    Args:
+        num_query_heads: int, h.
+        num_key_value_heads: int, k; h must be a multiple of it.
+        head_dim: int, c.
+        block_size: int, B >= 1. Tokens per block.
+        memory_segments: int, m >= 0. Past blocks whose keys and values stay visible.
+        use_bias: bool. Biases in all four projections (GPT-2).
+        rope_max_wavelength: float, or None for a layer without rotary positions (GPT-2).
+        logit_soft_cap: float or None. Gemma 2's soft cap of attention scores.
+        sliding_window_size: int or None. A window of the layer's own between tokens; FAM is always visible.
+        dropout: float in [0, 1), on attention weights.
+        stop_gradient_memory: bool. No gradient through memory segments (the Transformer-XL habit).
+        truncate_bptt: int or None. Cut FAM's gradient every that many blocks.
+        kernel_initializer: initializer of the projections.
+        **kwargs: see `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: float `[batch, length, d]`, any length.
+        fam: float `[1 or batch, N, d]`, N <= B, the prompt at this layer; None for BSWA without FAM.
+        inputs_mask: `[batch, length]`, True for real tokens; a Keras mask is taken up by itself. Padding is attended to
+            by nothing, and a block of nothing but padding leaves FAM as it was.
+
+    Returns:
+        `[batch, length, d]`, without residual; with `fam`, a pair of it and the prompt's own attention output.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range, by name.
+
+    Example:
+
+    ```python
+    x = keras.random.normal((2, 24, 32))
+    fam = keras_fam.FAMPrompt(fam_length=4)(x)
+    attention = keras_fam.FeedbackAttention(num_query_heads=4, num_key_value_heads=2, head_dim=8, block_size=8)
+    y, fam = attention(x, fam)
+    ```
+    """
+
+    def __init__(
+        self,
+        num_query_heads,
+        num_key_value_heads,
+        head_dim,
+        block_size,
+        memory_segments=0,
+        use_bias=False,
+        rope_max_wavelength=10_000.0,
+        logit_soft_cap=None,
+        sliding_window_size=None,
+        dropout=0.0,
+        stop_gradient_memory=False,
+        truncate_bptt=None,
+        kernel_initializer="glorot_uniform",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_query_heads = check_integer("num_query_heads", num_query_heads, 1)
+        self.num_key_value_heads = check_integer("num_key_value_heads", num_key_value_heads, 1)
+        if num_query_heads % num_key_value_heads:
+            raise ValueError(
+                "`num_query_heads` must be a multiple of `num_key_value_heads`. Received: "
+                f"num_query_heads={num_query_heads}, num_key_value_heads={num_key_value_heads}."
+            )
+        self.head_dim = check_integer("head_dim", head_dim, 1)
+        self.block_size, self.memory_segments, _ = check_block_shape(block_size, memory_segments)
+        self.use_bias = check_flag("use_bias", use_bias)
+        self.rope_max_wavelength = rope_max_wavelength
+        self.logit_soft_cap = logit_soft_cap
+        self.sliding_window_size = sliding_window_size
+        if sliding_window_size is not None:
+            check_integer("sliding_window_size", sliding_window_size, 1)
+        self.dropout = dropout
+        self.stop_gradient_memory = check_flag("stop_gradient_memory", stop_gradient_memory)
+        self.truncate_bptt = truncate_bptt
+        if truncate_bptt is not None:
+            check_integer("truncate_bptt", truncate_bptt, 1)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.supports_masking = True
+        self.scale = self.head_dim**-0.5
+
+    def adopt(self, query, key, value, attention_output, dropout_layer=None, rope=None):
+        """Takes over the built sublayers of a stock attention layer, with their variables; nothing is copied."""
+        self.query_dense, self.key_dense, self.value_dense = query, key, value
+        self.output_dense = attention_output
+        self.dropout_layer, self.rope = dropout_layer, rope
+        self.built = True
+
+    def build(self, inputs_shape, fam_shape=None):
+        def projection(equation, name, shape, bias_axes):
+            return keras.layers.EinsumDense(
+                equation,
+                output_shape=(None, *shape),
+                bias_axes=bias_axes if self.use_bias else None,
+                kernel_initializer=keras.initializers.get(self.kernel_initializer).clone(),
+                dtype=self.dtype_policy,
+                name=name,
+            )
+
+        queries, keys = (self.num_query_heads, self.head_dim), (self.num_key_value_heads, self.head_dim)
+        self.query_dense = projection("btd,ndh->btnh", "query", queries, "nh")
+        self.key_dense = projection("bsd,kdh->bskh", "key", keys, "kh")
+        self.value_dense = projection("bsd,kdh->bskh", "value", keys, "kh")
+        self.output_dense = projection("btnh,nhd->btd", "attention_output", (inputs_shape[-1],), "d")
+        for layer in (self.query_dense, self.key_dense, self.value_dense):
+            layer.build(inputs_shape)
+        self.output_dense.build((None, None, *queries))
+        self.dropout_layer = keras.layers.Dropout(self.dropout, dtype=self.dtype_policy) if self.dropout else None
+        self.rope = None
+        if self.rope_max_wavelength is not None:
+            self.rope = keras_hub.layers.RotaryEmbedding(self.rope_max_wavelength, dtype=self.dtype_policy)
+
+    # How a family's layer projects and rotates; a family that does more (query-key norms) overrides these.
+
+    def project_query(self, x):
+        """`[b, t, d]` to `[b, t, h, c]`, not yet rotated."""
+        return self.query_dense(x)
+
+    def project_key_value(self, x):
+        """`[b, s, d]` to two times `[b, s, k, c]`, the key not yet rotated."""
+        return self.key_dense(x), self.value_dense(x)
+
+    def rotate(self, x, places):
+        """Rotary positions at `places` `[t]` relative to the block, so that no stream is long enough to blur them."""
+        return x if self.rope is None else self.rope(x, positions=places)
+
+    def draw_seed(self, training):
+        """A seed for the dropout of attention weights, or None."""
+        return self.dropout_layer.seed_generator.next() if training and self.dropout else None
+
+    def call(self, inputs, fam=None, inputs_mask=None, training=None):
+        if fam is None:
+            return attend_sequence(self, inputs, None, inputs_mask, seed=self.draw_seed(training))[0]
+        outputs, _ = attend_sequence(self, inputs, fam, inputs_mask, seed=self.draw_seed(training))
+        return outputs, self.attend_prompt(fam)
+
+    def scores(self, query, key):
+        """Scores of rotated queries `[b, t, h, c]` and keys `[b, s, k, c]`: float32 `[b, k, g, t, s]`."""
+        return attention_scores(query, key, self.scale, self.logit_soft_cap)
+
+    def attend_prompt(self, normed_prompt):
+        """The prompt on its way up: attention among the N prompt vectors alone, full and not causal.
+
+        Args:
+            normed_prompt: `[1 or b, N, d]`.
+
+        Returns:
+            `[1 or b, N, d]`, without residual.
+        """
+        places = ops.arange(-normed_prompt.shape[1], 0)
+        key, value = self.project_key_value(normed_prompt)
+        query, key = self.rotate(self.project_query(normed_prompt), places), self.rotate(key, places)
+        everything = ops.ones((1, 1, normed_prompt.shape[1]), dtype="bool")
+        return self.output_dense(attend(self.scores(query, key), value, everything))
+
+    def compute_mask(self, inputs, previous_mask):
+        return previous_mask
+
+    def compute_output_shape(self, inputs_shape, fam_shape=None):
+        return inputs_shape if fam_shape is None else (inputs_shape, fam_shape)
+
+    def compute_output_spec(self, inputs, fam=None, inputs_mask=None, training=None):
+        outputs = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+        return outputs if fam is None else (outputs, keras.KerasTensor(fam.shape, dtype=self.compute_dtype))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_query_heads": self.num_query_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "block_size": self.block_size,
+            "memory_segments": self.memory_segments,
+            "use_bias": self.use_bias,
+            "rope_max_wavelength": self.rope_max_wavelength,
+            "logit_soft_cap": self.logit_soft_cap,
+            "sliding_window_size": self.sliding_window_size,
+            "dropout": self.dropout,
+            "stop_gradient_memory": self.stop_gradient_memory,
+            "truncate_bptt": self.truncate_bptt,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }

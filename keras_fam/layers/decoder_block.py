@@ -1,0 +1,300 @@
+"""A whole Transformer decoder layer with Feedback Attention Memory."""
+
+import keras
+from keras import ops
+
+from keras_fam.checks import check_flag, check_integer
+from keras_fam.layers.attention import FeedbackAttention
+from keras_fam.ops import seeded_dropout
+from keras_fam.sequence import attend_sequence
+
+NORMALIZATIONS = {"rms_norm": keras.layers.RMSNormalization, "layer_norm": keras.layers.LayerNormalization}
+
+
+@keras.saving.register_keras_serializable(package="keras_fam")
+class FAMDecoderBlock(keras.layers.Layer):
+    """A pre-norm decoder layer with Feedback Attention Memory (paper, Algorithm 2).
+
+        A   = Attention(norm(I), memory segments, FAM) + I;    O_tau = FF(norm(A)) + A
+        A^F = Attention(norm(F_{tau-1}), block) + R;           F_tau = FF(norm(A^F)) + A^F
+
+    Tokens and FAM go through the same norms, projections and feed-forward: FAM adds no weight to the layer. The
+    defaults are those of a Gemma layer; GPT-2's is `normalization="layer_norm", gated_feedforward=False, use_bias=True,
+    rope_max_wavelength=None`.
+
+    Args:
+        num_query_heads, num_key_value_heads, head_dim, block_size, memory_segments, use_bias, rope_max_wavelength,
+            logit_soft_cap, sliding_window_size, stop_gradient_memory, truncate_bptt: see `FeedbackAttention`.
+            `use_bias` holds for the feed-forward too.
+        intermediate_dim: int, width of the feed-forward (of each of its two halves, if gated).
+        normalization: `"rms_norm"` or `"layer_norm"`.
+        gated_feedforward: bool. `down(gelu(gate(x)) * up(x))` instead of `down(gelu(up(x)))`.
+        use_post_attention_norm, use_post_ffw_norm: bool. Gemma 2's norms behind both halves.
+        layer_norm_epsilon: float, of all norms.
+        dropout: float in [0, 1), on attention weights and behind both halves.
+        kernel_initializer: initializer of all kernels.
+        **kwargs: see `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: float `[batch, length, d]`, I; any length.
+        fam: float `[1 or batch, N, d]`, N <= B, the prompt at this layer: of `FAMPrompt`, or returned by the block
+            below. None for block sliding window attention without FAM.
+        inputs_mask: `[batch, length]`, True for real tokens; a Keras mask is taken up by itself.
+        passed: bool `[1]`, or None. Random state passing: start from the FAM that the last training step left.
+        training: bool.
+
+    Returns:
+        O, `[batch, length, d]`; with `fam`, a pair of it and the prompt for the block above.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range, by name.
+
+    Example:
+
+    ```python
+    ids = keras.Input((None,), dtype="int32")
+    x = keras.layers.Embedding(100, 32)(ids)
+    fam = keras_fam.FAMPrompt(fam_length=4)(x)
+    for _ in range(2):
+        x, fam = keras_fam.FAMDecoderBlock(
+            num_query_heads=4, num_key_value_heads=1, head_dim=8, intermediate_dim=64, block_size=8, memory_segments=1
+        )(x, fam)
+    model = keras.Model(ids, keras.layers.Dense(100)(x))
+    ```
+    """
+
+    def __init__(
+        self,
+        num_query_heads,
+        num_key_value_heads,
+        head_dim,
+        intermediate_dim,
+        block_size,
+        memory_segments=0,
+        normalization="rms_norm",
+        gated_feedforward=True,
+        use_bias=False,
+        rope_max_wavelength=10_000.0,
+        use_post_attention_norm=False,
+        use_post_ffw_norm=False,
+        logit_soft_cap=None,
+        sliding_window_size=None,
+        layer_norm_epsilon=1e-6,
+        dropout=0.0,
+        stop_gradient_memory=False,
+        truncate_bptt=None,
+        kernel_initializer="glorot_uniform",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(
+                f"`normalization` must be one of {sorted(NORMALIZATIONS)}. Received: normalization={normalization!r}."
+            )
+        self.intermediate_dim = check_integer("intermediate_dim", intermediate_dim, 1)
+        self.normalization = normalization
+        self.gated_feedforward = check_flag("gated_feedforward", gated_feedforward)
+        self.use_post_attention_norm = check_flag("use_post_attention_norm", use_post_attention_norm)
+        self.use_post_ffw_norm = check_flag("use_post_ffw_norm", use_post_ffw_norm)
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.dropout = dropout
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.attention = FeedbackAttention(
+            num_query_heads=num_query_heads,
+            num_key_value_heads=num_key_value_heads,
+            head_dim=head_dim,
+            block_size=block_size,
+            memory_segments=memory_segments,
+            use_bias=use_bias,
+            rope_max_wavelength=rope_max_wavelength,
+            logit_soft_cap=logit_soft_cap,
+            sliding_window_size=sliding_window_size,
+            dropout=dropout,
+            stop_gradient_memory=stop_gradient_memory,
+            truncate_bptt=truncate_bptt,
+            kernel_initializer=kernel_initializer,
+            dtype=self.dtype_policy,
+            name="attention",
+        )
+        self.last_fam = None
+        self.supports_masking = True
+
+    def adopt(
+        self,
+        attention_name,
+        attention,
+        pre_attention_norm,
+        pre_ffw_norm,
+        ffw_in,
+        ffw_out,
+        ffw_gate=None,
+        post_attention_norm=None,
+        post_ffw_norm=None,
+        attention_dropout=None,
+        feedforward_dropout=None,
+    ):
+        """Takes over the built sublayers of a stock decoder layer, with their variables; nothing is copied.
+
+        Args:
+            attention_name: str, the stock attention layer's name.
+            attention: dict of the arguments of `FeedbackAttention.adopt`.
+            pre_attention_norm, ..., feedforward_dropout: built layers, or None where the family has none. `ffw_in`
+                applies its own activation if there is no `ffw_gate`.
+        """
+        self.attention.name = attention_name
+        self.attention.adopt(**attention)
+        self.pre_attention_norm, self.post_attention_norm = pre_attention_norm, post_attention_norm
+        self.pre_ffw_norm, self.post_ffw_norm = pre_ffw_norm, post_ffw_norm
+        self.ffw_gating, self.ffw_gating_2, self.ffw_linear = ffw_gate or ffw_in, ffw_gate and ffw_in, ffw_out
+        self.attention_dropout, self.feedforward_dropout = attention_dropout, feedforward_dropout
+        self.built = True
+
+    def build(self, inputs_shape, fam_shape=None):
+        dim, bias = inputs_shape[-1], self.attention.use_bias
+
+        def norm(name):
+            layer = NORMALIZATIONS[self.normalization](
+                epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name
+            )
+            layer.build(inputs_shape)
+            return layer
+
+        def dense(name, units, input_dim, activation=None):
+            layer = keras.layers.Dense(
+                units,
+                activation=activation,
+                use_bias=bias,
+                kernel_initializer=self.kernel_initializer.clone(),
+                dtype=self.dtype_policy,
+                name=name,
+            )
+            layer.build((None, None, input_dim))
+            return layer
+
+        self.pre_attention_norm = norm("pre_attention_norm")
+        self.attention.build(inputs_shape)
+        self.post_attention_norm = norm("post_attention_norm") if self.use_post_attention_norm else None
+        self.pre_ffw_norm = norm("pre_ffw_norm")
+        self.ffw_gating = dense("ffw_gating", self.intermediate_dim, dim, None if self.gated_feedforward else _gelu)
+        self.ffw_gating_2 = dense("ffw_gating_2", self.intermediate_dim, dim) if self.gated_feedforward else None
+        self.ffw_linear = dense("ffw_linear", dim, self.intermediate_dim)
+        self.post_ffw_norm = norm("post_ffw_norm") if self.use_post_ffw_norm else None
+        self.attention_dropout, self.feedforward_dropout = (
+            keras.layers.Dropout(self.dropout, dtype=self.dtype_policy) if self.dropout else None for _ in range(2)
+        )
+
+    def keep_last_fam(self, fam_length, hidden_dim):
+        """Random state passing: adds the non-trainable weight in which a training step leaves row 0's last FAM."""
+        self._tracker.unlock()
+        self.last_fam = self.add_weight(
+            name="last_fam", shape=(fam_length, hidden_dim), initializer="zeros", trainable=False
+        )
+        self._tracker.lock()
+
+    def call(self, inputs, fam=None, inputs_mask=None, passed=None, training=None):
+        start, started, draw_update_seeds = fam, None, None
+        keep_last = bool(training) and passed is not None and self.last_fam is not None
+        if keep_last:
+            start = ops.where(passed, ops.cast(self.last_fam, fam.dtype)[None], fam)
+            started = ops.broadcast_to(ops.cast(passed, "bool"), (ops.shape(inputs)[0],))
+        seed, seeds = self._draw_seeds(training)
+        if seeds is not None and fam is not None:
+            update_seed, update_seeds = self._draw_seeds(training)
+
+            def draw_update_seeds(updates):
+                return _spread(update_seed, updates), [_spread(s, updates) for s in update_seeds]
+
+        attention, last = attend_sequence(
+            self.attention,
+            inputs,
+            start,
+            inputs_mask,
+            normalize=self.pre_attention_norm,
+            complete=self.complete,
+            started=started,
+            seed=seed,
+            draw_update_seeds=draw_update_seeds,
+            keep_last=keep_last,
+        )
+        outputs = self.complete(attention, inputs, seeds)
+        if fam is None:
+            return outputs
+        if keep_last:
+            self.last_fam.assign(ops.cast(ops.stop_gradient(last[0]), self.last_fam.dtype))
+        return outputs, self.raise_prompt(fam)
+
+    def complete(self, attention, residual, seeds=None):
+        """The layer behind the attention, for tokens and FAM alike: A = attention + R, FF(norm(A)) + A.
+
+        Args:
+            attention: `[b, t, d]`.
+            residual: `[b, t, d]`.
+            seeds: a pair of drawn seeds for the two dropouts, or None.
+
+        Returns:
+            `[b, t, d]`.
+        """
+        seeds = seeds or (None, None)
+        if self.post_attention_norm is not None:
+            attention = self.post_attention_norm(attention)
+        a = residual + _dropout(self.attention_dropout, attention, seeds[0])
+        x = self.pre_ffw_norm(a)
+        if self.ffw_gating_2 is None:
+            x = self.ffw_gating(x)
+        else:
+            x = _gelu(self.ffw_gating(x)) * self.ffw_gating_2(x)
+        x = self.ffw_linear(x)
+        if self.post_ffw_norm is not None:
+            x = self.post_ffw_norm(x)
+        return _dropout(self.feedforward_dropout, x, seeds[1]) + a
+
+    def raise_prompt(self, fam):
+        """The prompt `[1 or b, N, d]` for the layer above: through this layer, seeing no token, without dropout."""
+        return self.complete(self.attention.attend_prompt(self.pre_attention_norm(fam)), fam)
+
+    def _draw_seeds(self, training):
+        """One seed for the attention weights and a pair for `complete`; None without dropout."""
+        if not training or not self.dropout:
+            return None, None
+        layers = (self.attention_dropout, self.feedforward_dropout)
+        return self.attention.draw_seed(training), [layer.seed_generator.next() for layer in layers]
+
+    def compute_mask(self, inputs, previous_mask):
+        return previous_mask
+
+    def compute_output_shape(self, inputs_shape, fam_shape=None):
+        return inputs_shape if fam_shape is None else (inputs_shape, fam_shape)
+
+    def compute_output_spec(self, inputs, fam=None, inputs_mask=None, passed=None, training=None):
+        outputs = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+        return outputs if fam is None else (outputs, keras.KerasTensor(fam.shape, dtype=self.compute_dtype))
+
+    def get_config(self):
+        attention = self.attention.get_config()
+        return {
+            **{name: value for name, value in attention.items() if name not in ("name", "trainable", "dtype")},
+            **super().get_config(),
+            "intermediate_dim": self.intermediate_dim,
+            "normalization": self.normalization,
+            "gated_feedforward": self.gated_feedforward,
+            "use_post_attention_norm": self.use_post_attention_norm,
+            "use_post_ffw_norm": self.use_post_ffw_norm,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "dropout": self.dropout,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_fam", name="gelu_approximate")
+def _gelu(x):
+    return keras.activations.gelu(x, approximate=True)
+
+
+def _dropout(layer, x, seed):
+    return x if layer is None else seeded_dropout(x, layer.rate, seed)
+
+
+def _spread(seed, count):
+    """`count` different seeds from one."""
+    steps = ops.cast(ops.arange(count) * 7919, seed.dtype)
+    return ops.cast(seed, seed.dtype)[None] + ops.stack([ops.zeros_like(steps), steps], axis=1)

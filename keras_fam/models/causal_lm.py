@@ -1,0 +1,193 @@
+"""A KerasHub language model with working memory: fit, evaluate, generate, stream, score."""
+
+import keras
+import keras_hub
+from keras import ops
+
+from keras_fam.checks import check_padding_mask, check_token_ids
+from keras_fam.models.backbone import FAMBackbone
+from keras_fam.models.generation import generate_tokens
+from keras_fam.models.presets import load_task, save_preset
+
+
+@keras.saving.register_keras_serializable(package="keras_fam")
+class FAMCausalLM(keras_hub.models.CausalLM):
+    """A causal language model on a `FAMBackbone`.
+
+    Args:
+        backbone: `keras_fam.FAMBackbone`.
+        preprocessor: `keras_hub.models.CausalLMPreprocessor` of the stock preset, or None to work on token ids.
+        **kwargs: see `keras_hub.models.CausalLM`.
+
+    Call arguments:
+        inputs: dict of `"token_ids"`, int `[batch, length]`, and `"padding_mask"`, `[batch, length]`.
+
+    Returns:
+        Logits, `[batch, length, vocabulary_size]`.
+
+    Raises:
+        TypeError: `backbone` is no `FAMBackbone`.
+
+    Example:
+
+    ```python
+    stock = keras_hub.models.GPT2Backbone(
+        vocabulary_size=100, num_layers=2, num_heads=2, hidden_dim=16, intermediate_dim=32, max_sequence_length=64
+    )
+    lm = keras_fam.FAMCausalLM(keras_fam.FAMBackbone(stock, block_size=8, memory_segments=1, fam_length=4))
+    state = lm.initial_state(batch_size=1)
+    logits, state = lm.stream([[1, 2, 3]], state)
+    ```
+    """
+
+    backbone_cls = FAMBackbone
+    preprocessor_cls = keras_hub.models.CausalLMPreprocessor
+
+    def __init__(self, backbone, preprocessor=None, **kwargs):
+        if not isinstance(backbone, FAMBackbone):
+            raise TypeError(
+                "`backbone` must be a keras_fam.FAMBackbone: expected FAMBackbone(backbone, ...). Received: backbone of "
+                f"type {type(backbone).__name__}."
+            )
+        # === Layers ===
+        self.backbone = backbone
+        self.preprocessor = preprocessor
+
+        # === Functional Model ===
+        inputs = backbone.input
+        outputs = backbone.token_embedding(backbone(inputs), reverse=True)
+        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
+
+    def __call__(self, inputs, *args, **kwargs):
+        if isinstance(inputs, dict) and {"token_ids", "padding_mask"} <= set(inputs):
+            ids = check_token_ids(inputs["token_ids"], self.backbone.vocabulary_size)
+            inputs = {"token_ids": ids, "padding_mask": check_padding_mask(inputs["padding_mask"], ids)}
+        return super().__call__(inputs, *args, **kwargs)
+
+    @classmethod
+    def from_preset(cls, preset, load_weights=True, **kwargs):
+        """Loads a saved FAM preset, or a stock preset and gives it memory.
+
+        Args:
+            preset: str. A KerasHub preset name, a kaggle://, hf:// or modelscope:// handle, or a local folder.
+            load_weights: bool. If False, the weights are random.
+            **kwargs: the arguments of `FAMBackbone` for a stock preset; `dtype`; `preprocessor`. With a saved FAM
+                preset the arguments of `FAMBackbone` may be left out, and must agree with it if given.
+
+        Returns:
+            `FAMCausalLM`.
+
+        Raises:
+            ValueError: an unsupported family, or arguments that disagree with a saved FAM preset.
+
+        Example:
+
+        ```python
+        lm = keras_fam.FAMCausalLM.from_preset("gpt2_base_en", block_size=256, memory_segments=2, fam_length=32)
+        ```
+        """
+        return load_task(cls, super().from_preset, preset, load_weights, kwargs)
+
+    def save_to_preset(self, preset_dir, max_shard_size=10):
+        """Saves a preset that `from_preset` loads; a folder that was there before stays whole until it is replaced."""
+        save_preset(super().save_to_preset, preset_dir, max_shard_size)
+
+    # === LoRA ===
+
+    def enable_lora(self, rank, target_layer_names=None):
+        """See `FAMBackbone.enable_lora`. Call `compile` afterwards."""
+        self.backbone.enable_lora(rank, target_layer_names)
+
+    def save_lora_weights(self, filepath):
+        """See `FAMBackbone.save_lora_weights`."""
+        self.backbone.save_lora_weights(filepath)
+
+    def load_lora_weights(self, filepath):
+        """See `FAMBackbone.load_lora_weights`."""
+        self.backbone.load_lora_weights(filepath)
+
+    # === Streaming ===
+
+    def initial_state(self, batch_size):
+        """See `FAMBackbone.initial_state`."""
+        return self.backbone.initial_state(batch_size)
+
+    def stream(self, inputs, state):
+        """Reads a chunk of any length into a stream's memory and predicts what follows each of its tokens.
+
+        Args:
+            inputs: int token ids `[batch, length]`, or a dict of `"token_ids"` and `"padding_mask"`.
+            state: `keras_fam.StreamState`, of `initial_state` or of the call before; it is not changed.
+
+        Returns:
+            `(logits, state)`: logits `[batch, length, vocabulary_size]`, and the state to go on with.
+
+        Raises:
+            TypeError, ValueError: see `FAMBackbone.stream`.
+        """
+        backbone = self.backbone
+        token_ids, padding_mask = backbone.check_chunk(inputs, state)
+        return backbone.stream_pieces(token_ids, padding_mask, state, backbone._inference("logits", self._logits_piece))
+
+    def _logits_piece(self, token_ids, padding_mask, state, last):
+        hidden, state = self.backbone.piece(token_ids, padding_mask, state, last)
+        return self.backbone.token_embedding(hidden, reverse=True), state
+
+    # === Generation ===
+
+    def generate_step(self, inputs, stop_token_ids=None):
+        """Generates for one batch, in a state of fixed size. Used by `generate`, compiled where the backend compiles.
+
+        Args:
+            inputs: dict of `"token_ids"`, int `[batch, max_length]`, and `"padding_mask"`, 1 for the prompt's tokens.
+            stop_token_ids: tuple of int, tokens that end a text, or None to go on to `max_length`.
+
+        Returns:
+            dict of the same shapes: the finished texts, and 1 up to their ends.
+        """
+        return generate_tokens(self, inputs["token_ids"], inputs["padding_mask"], stop_token_ids)
+
+    def generate(self, inputs, max_length=None, **kwargs):
+        """See `keras_hub.models.CausalLM.generate`; `max_length` has no upper bound here."""
+        if isinstance(inputs, dict) and "token_ids" in inputs:
+            ids = check_token_ids(inputs["token_ids"], self.backbone.vocabulary_size)
+            inputs = {**inputs, "token_ids": ids}
+            inputs["padding_mask"] = check_padding_mask(inputs["padding_mask"], ids)
+        return super().generate(inputs, max_length=max_length, **kwargs)
+
+    def score(
+        self, token_ids, padding_mask=None, scoring_mode="logits", layer_intercept_fn=None, target_ids=None
+    ):
+        """Scores given token ids, as `keras_hub.models.GPT2CausalLM.score` does.
+
+        Args:
+            token_ids: int `[batch, length]`.
+            padding_mask: `[batch, length]`, or None for no padding.
+            scoring_mode: `"logits"` or `"loss"`.
+            layer_intercept_fn: callable `(x, index) -> x` on the embeddings (index -1) and each layer's output, or None.
+            target_ids: int `[batch, length]`, the tokens to score with `"loss"`.
+
+        Returns:
+            `[batch, length, vocabulary_size]` logits, or `[batch, length]` losses in nats.
+
+        Raises:
+            TypeError, ValueError: an unknown mode, a loss without targets, wrong token ids or mask.
+        """
+        if scoring_mode not in ("logits", "loss"):
+            raise ValueError(f"`scoring_mode` must be 'logits' or 'loss'. Received: scoring_mode={scoring_mode!r}.")
+        if scoring_mode == "loss" and target_ids is None:
+            raise ValueError("`target_ids` must be given with scoring_mode='loss'. Received: target_ids=None.")
+        token_ids = check_token_ids(token_ids, self.backbone.vocabulary_size)
+        padding_mask = ops.ones(token_ids.shape, "bool") if padding_mask is None else padding_mask
+        padding_mask = ops.convert_to_tensor(check_padding_mask(padding_mask, token_ids))
+        if target_ids is not None:
+            target_ids = check_padding_mask(
+                check_token_ids(target_ids, self.backbone.vocabulary_size, "target_ids"), token_ids, "target_ids"
+            )
+        token_ids = ops.convert_to_tensor(token_ids, "int32")
+        hidden = self.backbone.hidden_states(token_ids, padding_mask, layer_intercept_fn)
+        logits = self.backbone.token_embedding(hidden, reverse=True)
+        if scoring_mode == "logits":
+            return logits
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
+        return loss(target_ids, logits)

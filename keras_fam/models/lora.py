@@ -1,0 +1,130 @@
+"""LoRA fine-tuning: what trains, and one file with everything that was trained."""
+
+import os
+
+import h5py
+import numpy as np
+from keras import ops
+
+from keras_fam.checks import check_integer
+from keras_fam.state import atomic_write
+
+
+class LoRAWeights:
+    """The LoRA methods of `FAMBackbone`: Keras's own layer LoRA, plus the FAM prompt."""
+
+    def default_lora_layer_names(self):
+        """Attention and feed-forward of every layer, as in the paper."""
+        return list(self.family.lora_layer_names)
+
+    def enable_lora(self, rank, target_layer_names=None):
+        """Freezes the model but for LoRA on its projections, the target layers' biases, and the FAM prompt.
+
+        Args:
+            rank: int >= 1.
+            target_layer_names: list of str or None, names of layers; None is attention and feed-forward.
+
+        Raises:
+            TypeError, ValueError: `rank` is no integer or below 1; a name that no layer has; LoRA is enabled already.
+        """
+        rank = check_integer("rank", rank, 1)
+        if self.lora_enabled:
+            raise ValueError(
+                "`enable_lora` can be called once. Received: enable_lora on a model whose LoRA is enabled with rank "
+                f"{self._lora_rank}."
+            )
+        names = self.default_lora_layer_names() if target_layer_names is None else list(target_layer_names)
+        known = {layer.name for layer in self._flatten_layers(include_self=False) if hasattr(layer, "enable_lora")}
+        unknown = sorted(set(names) - known)
+        if unknown or not names:
+            raise ValueError(
+                f"`target_layer_names` must name layers of this model, out of {sorted(known)}. Received: "
+                f"{unknown or names}."
+            )
+        super().enable_lora(rank, names)
+        self._lora_target_layer_names = names
+        if self.fam_prompt is not None:
+            self.fam_prompt.trainable = True
+
+    @property
+    def lora_enabled(self):
+        """Whether `enable_lora` was called."""
+        return bool(getattr(self, "_lora_enabled_layers", None))
+
+    def save_lora_weights(self, filepath):
+        """Saves all that LoRA fine-tuning trains: LoRA kernels, biases and the FAM prompt, by variable path.
+
+        Args:
+            filepath: str or path-like ending in `.lora.h5`. Replaced in one step.
+
+        Raises:
+            ValueError: LoRA is not enabled, or another ending.
+        """
+        if not self.lora_enabled:
+            raise ValueError("`save_lora_weights` needs LoRA: call `enable_lora(rank)` first. Received: no LoRA layer.")
+        if not str(filepath).endswith(".lora.h5"):
+            raise ValueError(f"`filepath` must end in '.lora.h5'. Received: filepath={str(filepath)!r}.")
+        with atomic_write(filepath) as file, h5py.File(file, "w") as store:
+            store.attrs["rank"] = self._lora_rank
+            store.attrs["target_layer_names"] = list(self._lora_target_layer_names)
+            for variable in self.trainable_variables:
+                # float32 holds every bfloat16 and float16 exactly.
+                store[variable.path] = ops.convert_to_numpy(ops.cast(variable, "float32"))
+
+    def load_lora_weights(self, filepath):
+        """Loads what `save_lora_weights` saved, enabling LoRA if it is not; nothing is changed if a check fails.
+
+        Args:
+            filepath: str or path-like.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: no LoRA file, another rank, or variables that do not match this model's.
+        """
+        rank, names, values = _read(filepath)
+        if self.lora_enabled and (self._lora_rank != rank or sorted(self._lora_target_layer_names) != sorted(names)):
+            raise ValueError(
+                f"`filepath` must fit this model's LoRA of rank {self._lora_rank} on {self._lora_target_layer_names}. "
+                f"Received: {str(filepath)!r} of rank {rank} on {names}."
+            )
+        self._check_stored(filepath, names, values)
+        if not self.lora_enabled:
+            self.enable_lora(rank, names)
+        for variable in self.trainable_variables:
+            variable.assign(values[variable.path])
+
+    def _check_stored(self, filepath, names, values):
+        """Every stored variable must be one that this model trains, or will train once LoRA is enabled."""
+        expected = {}
+        for layer in self._flatten_layers(include_self=False):
+            if layer.name in names and hasattr(layer, "enable_lora") and layer.weights:
+                shape, path = tuple(layer.kernel.shape), layer.path
+                rank = values[f"{path}/lora_kernel_b"].shape[0] if f"{path}/lora_kernel_b" in values else 0
+                expected[f"{path}/lora_kernel_a"] = (*shape[:-1], rank)
+                expected[f"{path}/lora_kernel_b"] = (rank, shape[-1])
+                if layer.bias is not None:
+                    expected[f"{path}/bias"] = tuple(layer.bias.shape)
+        if self.fam_prompt is not None:
+            expected[self.fam_prompt.embeddings.path] = tuple(self.fam_prompt.embeddings.shape)
+        stored = {path: value.shape for path, value in values.items()}
+        if stored != expected:
+            differing = sorted(set(stored.items()) ^ set(expected.items()))[:4]
+            raise ValueError(
+                f"`filepath` must hold the variables that LoRA trains in this model. Received: {str(filepath)!r}, which "
+                f"differs in {differing}."
+            )
+
+
+def _read(filepath):
+    if not os.path.exists(filepath):
+        raise FileNotFoundError(f"`filepath` must be an existing file. Received: filepath={str(filepath)!r}.")
+    values = {}
+    try:
+        with h5py.File(filepath, "r") as store:
+            store.visititems(lambda path, item: values.update({path: np.asarray(item)}) if hasattr(item, "shape") else None)
+            return int(store.attrs["rank"]), [str(name) for name in store.attrs["target_layer_names"]], values
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            "`filepath` must be a complete file written by `save_lora_weights`. Received: "
+            f"filepath={str(filepath)!r} ({type(error).__name__}: {error})."
+        ) from error

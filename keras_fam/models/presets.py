@@ -1,0 +1,97 @@
+"""Presets: stock ones get memory while they load, saved FAM presets load as they are."""
+
+import os
+import shutil
+import tempfile
+
+import keras_hub
+from keras_hub.src.utils.preset_utils import get_preset_loader
+
+from keras_fam.families import family_of
+
+
+MEMORY_ARGUMENTS = (
+    "block_size",
+    "memory_segments",
+    "fam_length",
+    "random_state_passing",
+    "random_position_offset",
+    "stop_gradient_memory",
+    "truncate_bptt",
+)
+
+
+def load_backbone(cls, load_saved, preset, load_weights, arguments):
+    """`FAMBackbone.from_preset`: see there. `load_saved` is KerasHub's own `from_preset`."""
+    stock_cls, saved = _inspect(cls, preset)
+    memory, rest = _split(arguments)
+    if stock_cls is None:
+        _check_agreement(saved, memory)
+        return load_saved(preset, load_weights, **rest)
+    stock = stock_cls.from_preset(preset, load_weights=load_weights, **rest)
+    return cls(stock, **memory)
+
+
+def load_task(cls, load_saved, preset, load_weights, arguments):
+    """`FAMCausalLM.from_preset`: see there. `load_saved` is KerasHub's own `from_preset`."""
+    stock_cls, saved = _inspect(cls.backbone_cls, preset)
+    memory, rest = _split(arguments)
+    if stock_cls is None:
+        _check_agreement(saved, memory)
+        return load_saved(preset, load_weights, **rest)
+    backbone_arguments = {"dtype": rest.pop("dtype")} if "dtype" in rest else {}
+    stock = stock_cls.from_preset(preset, load_weights=load_weights, **backbone_arguments)
+    if "preprocessor" not in rest:
+        rest["preprocessor"] = keras_hub.models.CausalLMPreprocessor.from_preset(preset)
+    return cls(cls.backbone_cls(stock, **memory), **rest)
+
+
+def save_preset(save, preset_dir, max_shard_size):
+    """Saves into a new folder beside `preset_dir` and only then moves it there, file by file if the folder exists.
+
+    Args:
+        save: callable `(preset_dir, max_shard_size=...)`.
+        preset_dir: str or path-like.
+        max_shard_size: see `keras_hub.models.Backbone.save_to_preset`.
+    """
+    preset_dir = os.path.abspath(os.fspath(preset_dir))
+    os.makedirs(os.path.dirname(preset_dir), exist_ok=True)
+    complete = tempfile.mkdtemp(dir=os.path.dirname(preset_dir), prefix=f".{os.path.basename(preset_dir)}.")
+    try:
+        save(complete, max_shard_size=max_shard_size)
+        os.chmod(complete, 0o755)
+        if not os.path.exists(preset_dir):
+            os.rename(complete, preset_dir)
+            return
+        for folder, _, files in os.walk(complete):
+            target = os.path.join(preset_dir, os.path.relpath(folder, complete))
+            os.makedirs(target, exist_ok=True)
+            for file in files:
+                os.replace(os.path.join(folder, file), os.path.join(target, file))
+    finally:
+        shutil.rmtree(complete, ignore_errors=True)
+
+
+def _inspect(fam_cls, preset):
+    """`(stock backbone class, None)`, or `(None, config)` of a saved FAM preset; refuses an unsupported family."""
+    loader = get_preset_loader(preset)
+    backbone_cls = loader.check_backbone_class()
+    if issubclass(backbone_cls, fam_cls):
+        return None, loader.config["config"]
+    family_of(backbone_cls)
+    return backbone_cls, None
+
+
+def _split(arguments):
+    """Keyword arguments that shape the memory, and the rest."""
+    memory = {name: value for name, value in arguments.items() if name in MEMORY_ARGUMENTS}
+    return memory, {name: value for name, value in arguments.items() if name not in MEMORY_ARGUMENTS}
+
+
+def _check_agreement(saved, memory):
+    for name, value in memory.items():
+        if value != saved[name]:
+            raise ValueError(
+                f"`{name}` must agree with the saved FAM preset, which has {name}={saved[name]!r}, or be left out. "
+                f"Received: {name}={value!r}."
+            )

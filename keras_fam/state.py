@@ -1,0 +1,189 @@
+"""The whole memory of a stream: one structure of arrays of fixed size, that goes into a call and comes out of it."""
+
+import json
+import os
+import tempfile
+import zipfile
+from typing import Any, NamedTuple
+
+import keras
+import ml_dtypes
+import numpy as np
+from keras import ops, tree
+
+FORMAT = "keras_fam.StreamState/1"
+
+
+class LayerState(NamedTuple):
+    """One layer's memory; b rows, N FAM vectors, a ring of m+1 blocks of B places, k key/value heads of size c.
+
+    Attributes:
+        fam: `[b, N, d]`, F after the last full block.
+        fam_key, fam_value: `[b, N, k, c]`, Kf and Vf of that F.
+        key, value: `[b, (m+1) * B, k, c]`, the last m blocks and the unfinished one, as a ring.
+    """
+
+    fam: Any
+    fam_key: Any
+    fam_value: Any
+    key: Any
+    value: Any
+
+
+class StreamState(NamedTuple):
+    """Everything a stream remembers. Every array has the batch on its first axis.
+
+    Attributes:
+        layers: tuple of `LayerState`.
+        valid: bool `[b, (m+1) * B]`, places of the ring that hold a real token.
+        started: bool `[b]`, rows whose FAM has read a block and is no longer the learned prompt.
+        position: int32 `[b]`, places seen, modulo a fixed period; the same for all rows.
+
+    Example:
+
+    ```python
+    state = lm.initial_state(batch_size=2)
+    logits, state = lm.stream([[1, 2, 3], [4, 5, 6]], state)
+    first_row = keras.tree.map_structure(lambda x: x[:1], state)
+    ```
+    """
+
+    layers: tuple
+    valid: Any
+    started: Any
+    position: Any
+
+
+def check_state(state, expected):
+    """Refuses a state of another structure, model, batch size or dtype.
+
+    Args:
+        state: what the caller passed.
+        expected: `StreamState` of the shapes and dtypes wanted, e.g. of `keras.KerasTensor`.
+
+    Raises:
+        TypeError: not a `StreamState`, or arrays of another dtype.
+        ValueError: arrays of other shapes.
+    """
+    if not isinstance(state, StreamState):
+        raise TypeError(f"`state` must be a StreamState. Received: state of type {type(state).__name__}.")
+    if len(state.layers) != len(expected.layers):
+        raise ValueError(
+            "`state` belongs to another model: expected the state of "
+            f"{len(expected.layers)} layers. Received: {len(state.layers)} layers."
+        )
+    for (name, array), (_, wanted) in zip(_named_arrays(state), _named_arrays(expected)):
+        shape, wanted_shape = tuple(array.shape), tuple(wanted.shape)
+        if shape != wanted_shape:
+            what = "batch size" if shape[1:] == wanted_shape[1:] else "model"
+            raise ValueError(
+                f"`state` belongs to another {what}: expected {name} of shape {wanted_shape}. Received: shape {shape}."
+            )
+        dtype = keras.backend.standardize_dtype(array.dtype)
+        if dtype != wanted.dtype:
+            raise TypeError(
+                f"`state` has another dtype: expected {name} of dtype {wanted.dtype}. Received: dtype {dtype}."
+            )
+
+
+def save_state(path, state):
+    """Writes a stream's state to one `.npz` file, whole or not at all.
+
+    Args:
+        path: str or path-like. An existing file is replaced in one step: if writing is interrupted, it is still there.
+        state: `StreamState`.
+
+    Raises:
+        TypeError: `state` is no `StreamState`.
+
+    Example:
+
+    ```python
+    keras_fam.save_state("conversation.npz", state)
+    state = keras_fam.load_state("conversation.npz")
+    ```
+    """
+    if not isinstance(state, StreamState):
+        raise TypeError(f"`state` must be a StreamState. Received: state of type {type(state).__name__}.")
+    arrays, dtypes = {}, {}
+    for name, array in _named_arrays(state):
+        array = ops.convert_to_numpy(array)
+        dtypes[name] = array.dtype.name
+        # NumPy's file format does not know bfloat16: store its bits.
+        arrays[name] = array.view(np.uint16) if array.dtype == ml_dtypes.bfloat16 else array
+    header = {"format": FORMAT, "layers": len(state.layers), "dtypes": dtypes}
+    with atomic_write(path) as file:
+        np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+
+
+def load_state(path):
+    """Reads what `save_state` wrote.
+
+    Args:
+        path: str or path-like.
+
+    Returns:
+        `StreamState` of tensors of the current backend.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is truncated or holds no state.
+    """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"`path` must be an existing state file. Received: path={str(path)!r}.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(file["header"].tobytes().decode())
+            if header["format"] != FORMAT:
+                raise ValueError(f"format {header['format']!r}")
+            arrays = {name: file[name] for name in header["dtypes"]}
+    except (ValueError, KeyError, OSError, EOFError, TypeError, AttributeError, IndexError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"`path` must be a complete file written by `save_state`. Received: path={str(path)!r}, which is truncated "
+            f"or no state file ({type(error).__name__}: {error})."
+        ) from error
+
+    def read(name):
+        array, dtype = arrays[name], header["dtypes"][name]
+        return ops.convert_to_tensor(array.view(ml_dtypes.bfloat16) if dtype == "bfloat16" else array, dtype=dtype)
+
+    layers = tuple(
+        LayerState(*(read(f"layers/{index}/{field}") for field in LayerState._fields))
+        for index in range(header["layers"])
+    )
+    return StreamState(layers, *(read(field) for field in StreamState._fields[1:]))
+
+
+class atomic_write:
+    """Context manager: a binary file that takes `path`'s place only when it is complete."""
+
+    def __init__(self, path):
+        self.path = os.path.abspath(os.fspath(path))
+
+    def __enter__(self):
+        folder, name = os.path.split(self.path)
+        descriptor, self.temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+        self.file = os.fdopen(descriptor, "wb")
+        return self.file
+
+    def __exit__(self, error_type, error, traceback):
+        self.file.close()
+        if error_type is None:
+            os.replace(self.temporary, self.path)
+        else:
+            os.unlink(self.temporary)
+
+
+def _named_arrays(state):
+    """`(name, array)` of every array, in a fixed order."""
+    named = [
+        (f"layers/{index}/{field}", array)
+        for index, layer in enumerate(state.layers)
+        for field, array in zip(LayerState._fields, layer)
+    ]
+    return named + list(zip(StreamState._fields[1:], state[1:]))
+
+
+def empty_spec(array):
+    """Shape and dtype of `array`, for `check_state`."""
+    return tree.map_structure(lambda x: keras.KerasTensor(x.shape, keras.backend.standardize_dtype(x.dtype)), array)

@@ -1,0 +1,91 @@
+"""The block-after-block form: pieces of at most a block through one layer, against buffers of fixed size.
+
+Keys lie in a ring of m+1 blocks, rotated to the places inside their own block, and are never moved or turned again; what
+turns is the query, once for each block of the ring, by how many blocks ago that one was.
+"""
+
+from keras import ops
+
+from keras_fam.feedback import FAM, identity, project_fam, update_fam
+from keras_fam.ops import attend, token_mask
+from keras_fam.state import LayerState
+
+
+def initial_layer_state(attention, fam, batch_size, normalize=identity):
+    """An empty stream's state at one layer.
+
+    Args:
+        attention: `FeedbackAttention`.
+        fam: `[1, N, d]`, the prompt at this layer; N may be 0.
+        batch_size: int or scalar tensor.
+        normalize: callable, the layer's norm before attention.
+
+    Returns:
+        `LayerState`.
+    """
+    slots = (attention.memory_segments + 1) * attention.block_size
+    shape = (batch_size, slots, attention.num_key_value_heads, attention.head_dim)
+    buffer = ops.zeros(shape, attention.compute_dtype)
+    fam = project_fam(attention, fam, None, normalize)
+    fam = (ops.broadcast_to(x, (batch_size, *x.shape[1:])) for x in (fam.vectors, fam.key, fam.value))
+    return LayerState(*fam, buffer, ops.zeros_like(buffer))
+
+
+def attend_piece(attention, x, state, valid, slot):
+    """Token t: Attention(q_t, [K_{tau-m} .. K_{tau-1}, Kf, K_tau up to t]), for the tokens of one piece.
+
+    Args:
+        attention: `FeedbackAttention`.
+        x: `[b, t, d]`, normed tokens of one block or a part of one.
+        state: `LayerState`.
+        valid: bool `[b, (m+1) * B]`, real tokens in the buffer, this piece's included.
+        slot: int scalar tensor, where the piece starts in the buffer.
+
+    Returns:
+        `(outputs [b, t, d] without residual, LayerState)`.
+    """
+    size, rings, length = attention.block_size, attention.memory_segments + 1, x.shape[1]
+    places = slot % size + ops.arange(length)
+    key, value = attention.project_key_value(x)
+    state = state._replace(
+        key=ops.slice_update(state.key, [0, slot, 0, 0], attention.rotate(key, places)),
+        value=ops.slice_update(state.value, [0, slot, 0, 0], value),
+    )
+    query = attention.project_query(x)
+    age = (slot // size - ops.arange(rings)) % rings  # how many blocks ago each block of the ring was
+    scores = [
+        attention.scores(attention.rotate(query, places + age[r] * size), state.key[:, r * size : (r + 1) * size])
+        for r in range(rings)
+    ]
+    scores.append(attention.scores(attention.rotate(query, places), state.fam_key))
+    key_places = ops.reshape(ops.arange(size)[None] - age[:, None] * size, (-1,))
+    mask = ops.logical_and(token_mask(places, key_places, attention.sliding_window_size)[None], valid[:, None])
+    mask = ops.concatenate([mask, ops.ones((ops.shape(mask)[0], length, state.fam.shape[1]), "bool")], axis=2)
+    attended = attend(
+        ops.concatenate(scores, axis=-1), ops.concatenate([state.value, state.fam_value], axis=1), mask
+    )
+    return attention.output_dense(attended), state
+
+
+def advance_layer(attention, state, valid, started, slot, normalize=identity, complete=None):
+    """F_tau, Kf and Vf after the block of the ring that starts at `slot` is full.
+
+    Args:
+        attention: `FeedbackAttention`.
+        state: `LayerState`.
+        valid: bool `[b, (m+1) * B]`.
+        started: bool `[b]`, rows whose FAM has read a block.
+        slot: int scalar tensor, the full block's first slot.
+        normalize, complete: the layer's norm before attention and what follows it.
+
+    Returns:
+        `(fam, fam_key, fam_value)` like those of `LayerState`.
+    """
+    batch, size = ops.shape(valid)[0], attention.block_size
+    shape = (batch, size, attention.num_key_value_heads, attention.head_dim)
+    key, value = (ops.slice(x, [0, slot, 0, 0], shape) for x in (state.key, state.value))
+    query = attention.project_query(normalize(state.fam))
+    fam = FAM(state.fam, state.fam_key, state.fam_value, query, started)
+    vectors, started = update_fam(attention, fam, key, value, ops.slice(valid, [0, slot], (batch, size)), complete)
+    fam = project_fam(attention, vectors, started, normalize)
+    return fam.vectors, fam.key, fam.value
