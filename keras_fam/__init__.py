@@ -1,5 +1,6 @@
 """TransformerFAM's working memory for Keras 3, on jax, tensorflow and torch."""
 
+from keras_fam._version import __version__
 from keras_fam.callbacks import RandomStatePassingSchedule
 from keras_fam.families import register_family
 from keras_fam.layers.attention import FeedbackAttention
@@ -9,7 +10,6 @@ from keras_fam.models.backbone import FAMBackbone
 from keras_fam.models.causal_lm import FAMCausalLM
 from keras_fam.state import LayerState, StreamState, load_state, save_state
 
-__version__ = "0.1.0"
 
 __all__ = [
     "FAMBackbone",
@@ -23,4 +23,5 @@ __all__ = [
     "load_state",
     "register_family",
     "save_state",
+    "__version__",
 ]

@@ -10,7 +10,7 @@ import keras_fam
 VOCABULARY = 50
 GEMMA = dict(
     vocabulary_size=VOCABULARY,
-    num_layers=3,
+    num_layers=2,
     num_query_heads=4,
     num_key_value_heads=2,
     hidden_dim=16,
@@ -28,7 +28,7 @@ GEMMA2 = dict(
     sliding_window_size=5,
 )
 GPT2 = dict(
-    vocabulary_size=VOCABULARY, num_layers=3, num_heads=4, hidden_dim=16, intermediate_dim=32, max_sequence_length=24
+    vocabulary_size=VOCABULARY, num_layers=2, num_heads=4, hidden_dim=16, intermediate_dim=32, max_sequence_length=24
 )
 FAMILIES = {
     "gemma": (keras_hub.models.GemmaBackbone, GEMMA),
@@ -70,6 +70,13 @@ def token_ids(batch, length, seed=0):
 
 def inputs(ids, mask=None):
     return {"token_ids": ids, "padding_mask": np.ones_like(ids) if mask is None else mask}
+
+
+def forward(model, ids, mask=None):
+    """The model's output as an array, by one compiled call on jax, where eager operations are compiled one by one."""
+    if keras.config.backend() == "jax":
+        return np.asarray(model.predict_on_batch(inputs(ids, mask)))
+    return numpy(model(inputs(ids, mask)))
 
 
 def weights_by_path(model):

@@ -9,6 +9,11 @@ from keras_fam.ops import attend, attention_scores
 from keras_fam.sequence import attend_sequence
 
 
+def keras_mask(x):
+    """The mask that a layer below attached to `x`; Keras itself hands it on only to calls with several tensors."""
+    return getattr(x, "_keras_mask", None)
+
+
 @keras.saving.register_keras_serializable(package="keras_fam")
 class FeedbackAttention(keras.layers.Layer):
     """Block sliding window attention with Feedback Attention Memory (paper, Algorithm 2).
@@ -128,6 +133,7 @@ class FeedbackAttention(keras.layers.Layer):
         self.output_dense = projection("btnh,nhd->btd", "attention_output", (inputs_shape[-1],), "d")
         for layer in (self.query_dense, self.key_dense, self.value_dense):
             layer.build(inputs_shape)
+            layer.supports_masking = True
         self.output_dense.build((None, None, *queries))
         self.dropout_layer = keras.layers.Dropout(self.dropout, dtype=self.dtype_policy) if self.dropout else None
         self.rope = None
@@ -153,6 +159,7 @@ class FeedbackAttention(keras.layers.Layer):
         return self.dropout_layer.seed_generator.next() if training and self.dropout else None
 
     def call(self, inputs, fam=None, inputs_mask=None, training=None):
+        inputs_mask = keras_mask(inputs) if inputs_mask is None else inputs_mask
         if fam is None:
             return attend_sequence(self, inputs, None, inputs_mask, seed=self.draw_seed(training))[0]
         outputs, _ = attend_sequence(self, inputs, fam, inputs_mask, seed=self.draw_seed(training))

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_fam.checks import check_flag, check_integer
-from keras_fam.layers.attention import FeedbackAttention
+from keras_fam.layers.attention import FeedbackAttention, keras_mask
 from keras_fam.ops import seeded_dropout
 from keras_fam.sequence import attend_sequence
 
@@ -157,6 +157,7 @@ class FAMDecoderBlock(keras.layers.Layer):
                 epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name
             )
             layer.build(inputs_shape)
+            layer.supports_masking = True
             return layer
 
         def dense(name, units, input_dim, activation=None):
@@ -192,6 +193,7 @@ class FAMDecoderBlock(keras.layers.Layer):
         self._tracker.lock()
 
     def call(self, inputs, fam=None, inputs_mask=None, passed=None, training=None):
+        inputs_mask = keras_mask(inputs) if inputs_mask is None else inputs_mask
         start, started, draw_update_seeds = fam, None, None
         keep_last = bool(training) and passed is not None and self.last_fam is not None
         if keep_last:

@@ -18,7 +18,7 @@ class LearnedPlaces(keras.layers.Layer):
         training: bool.
 
     Returns:
-        int32 `[1, length]`, or `[batch, length]` with `random_offset` in training.
+        int32 `[1, length]`, or `[batch, length]` with `random_offset`.
 
     Example:
 
@@ -37,6 +37,8 @@ class LearnedPlaces(keras.layers.Layer):
     def call(self, inputs, training=None):
         shape = ops.shape(inputs)
         places = ops.arange(shape[1], dtype="int32")[None]
+        if self.random_offset:
+            places = ops.broadcast_to(places, shape[:2])
         if self.random_offset and training:
             offset = keras.random.randint((shape[0], 1), 0, self.table_length, seed=self.seed_generator)
             shifted = keras.random.uniform((shape[0], 1), seed=self.seed_generator) < 0.5
