@@ -169,7 +169,7 @@ def cut(tokenizer, text, length):
     Each string runs a little over, and the preprocessor truncates it: a string's edges can tokenize differently.
     """
     ids = tokenizer(text)
-    longer = length + length // 16
+    longer = length + length // 16 + 16
     return [tokenizer.detokenize(ids[i : i + longer]) for i in range(0, len(ids) - longer + 1, length)]
 
 
@@ -207,7 +207,9 @@ def finetune_user_preset(parser, args):
     try:
         tokenizer = keras_hub.models.CausalLMPreprocessor.from_preset(args.preset).tokenizer
     except (ValueError, FileNotFoundError) as error:
-        parser.error(f"argument --preset: expected a preset of a causal language model, received: {args.preset!r}\n{error}")
+        parser.error(
+            f"argument --preset: expected a preset of a causal language model, received: {args.preset!r}\n{error}"
+        )
 
     strings = cut(tokenizer, text, args.sequence_length)
     tests = max(args.batch_size, len(strings) // 10 // args.batch_size * args.batch_size)
@@ -234,7 +236,9 @@ def demonstrate(args):
         stock = {"gpt2": build_gpt2, "gemma": build_gemma}[family](training_text, window)
         tokenizer = stock.preprocessor.tokenizer
         windows = whole_batches(shuffled(cut(tokenizer, training_text, window), args.seed), 4)
-        report(f"{family}: training a stock {type(stock).__name__} of {stock.count_params():,} weights on {len(windows)} windows of {window} tokens")
+        report(
+            f"{family}: training a stock {type(stock).__name__} of {stock.count_params():,} weights on {len(windows)} windows of {window} tokens"
+        )
         compile_lm(stock, 2e-3, [])
         stock.fit(windows, batch_size=4, epochs=3, verbose=2)
         stock.save_to_preset(os.path.join(output, "stock"))

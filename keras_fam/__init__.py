@@ -10,7 +10,6 @@ from keras_fam.models.backbone import FAMBackbone
 from keras_fam.models.causal_lm import FAMCausalLM
 from keras_fam.state import LayerState, StreamState, load_state, save_state
 
-
 __all__ = [
     "FAMBackbone",
     "FAMCausalLM",

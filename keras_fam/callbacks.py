@@ -1,5 +1,7 @@
 """Training tools for `model.fit`."""
 
+from collections.abc import Callable
+
 import keras
 
 from keras_fam.checks import check_probability
@@ -25,7 +27,7 @@ class RandomStatePassingSchedule(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, schedule):
+    def __init__(self, schedule: Callable[[int], float]):
         super().__init__()
         if not callable(schedule):
             raise TypeError(

@@ -72,8 +72,10 @@ def check_token_ids(token_ids, vocabulary_size, name="token_ids"):
         raise ValueError(
             f"`{name}` must have rank 2, [batch, length]. Received: {name} of shape {tuple(token_ids.shape)}."
         )
-    dtype = keras.backend.standardize_dtype(token_ids.dtype) if not hasattr(token_ids.dtype, "kind") else (
-        token_ids.dtype.name
+    dtype = (
+        keras.backend.standardize_dtype(token_ids.dtype)
+        if not hasattr(token_ids.dtype, "kind")
+        else (token_ids.dtype.name)
     )
     if "int" not in str(dtype):
         raise TypeError(f"`{name}` must hold integers. Received: {name} of dtype {dtype}.")

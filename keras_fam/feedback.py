@@ -1,10 +1,11 @@
 """The FAM half of Algorithm 2: how one layer's working memory is projected, and updated from one block."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from keras import ops
 
 from keras_fam.ops import attend
+from keras_fam.types import Tensor
 
 
 class FAM(NamedTuple):
@@ -14,11 +15,11 @@ class FAM(NamedTuple):
     `[b, N, h, c]`, not yet rotated; `started` bool `[b]`, False while the row still holds the learned prompt.
     """
 
-    vectors: Any
-    key: Any
-    value: Any
-    query: Any
-    started: Any
+    vectors: Tensor
+    key: Tensor
+    value: Tensor
+    query: Tensor
+    started: Tensor
 
 
 def identity(x):

@@ -18,11 +18,13 @@ Shape letters used throughout the package:
 import keras
 from keras import ops
 
+from keras_fam.types import Tensor
+
 # Large enough to vanish after softmax in float32, small enough not to overflow when soft caps or biases are added.
 MASKED_SCORE = -1e9
 
 
-def token_mask(query_places, key_places, sliding_window=None):
+def token_mask(query_places: Tensor, key_places: Tensor, sliding_window: int | None = None) -> Tensor:
     """Which places a token sees: itself and what came before, inside the layer's own sliding window if it has one.
 
     Args:
@@ -40,7 +42,7 @@ def token_mask(query_places, key_places, sliding_window=None):
     return visible
 
 
-def attention_scores(query, key, scale, soft_cap=None):
+def attention_scores(query: Tensor, key: Tensor, scale: float, soft_cap: float | None = None) -> Tensor:
     """Scaled, optionally soft-capped scores of grouped-query attention, without repeating keys.
 
     Args:
@@ -61,7 +63,7 @@ def attention_scores(query, key, scale, soft_cap=None):
     return scores
 
 
-def attend(scores, value, mask, dropout=0.0, seed=None):
+def attend(scores: Tensor, value: Tensor, mask: Tensor, dropout: float = 0.0, seed: Tensor | None = None) -> Tensor:
     """The rest of Attention(q, K, V), for tokens and for FAM alike: masked softmax and the weighted sum of values.
 
     Args:
@@ -95,7 +97,7 @@ class _DrawnSeed(keras.random.SeedGenerator):
         return self._drawn
 
 
-def seeded_dropout(x, rate, seed):
+def seeded_dropout(x: Tensor, rate: float, seed: Tensor | None) -> Tensor:
     """Dropout as a pure function of `seed`: the same inside a scan, a recomputation, or neither.
 
     `keras.layers.Dropout` draws from a variable, which scan and rematerialisation either refuse or silently repeat with
@@ -114,7 +116,7 @@ def seeded_dropout(x, rate, seed):
     return keras.random.dropout(x, rate, seed=_DrawnSeed(seed))
 
 
-def split_blocks(x, block_size, length):
+def split_blocks(x: Tensor, block_size: int, length: int | Tensor) -> Tensor:
     """Pads axis 1 to whole blocks and splits it: `[b, length, ...]` to `[b, n, B, ...]`.
 
     Args:
@@ -132,14 +134,14 @@ def split_blocks(x, block_size, length):
     return ops.reshape(x, (ops.shape(x)[0], -1, block_size, *x.shape[2:]))
 
 
-def merge_blocks(x, length):
+def merge_blocks(x: Tensor, length: int | Tensor) -> Tensor:
     """The inverse of `split_blocks`: `[b, n, B, ...]` to `[b, length, ...]`."""
     shape = ops.shape(x)
     x = ops.reshape(x, (shape[0], -1, *x.shape[3:]))
     return x[:, :length]
 
 
-def block_windows(x, memory_segments):
+def block_windows(x: Tensor, memory_segments: int) -> Tensor:
     """For every block, the block itself behind its memory segments.
 
     Args:

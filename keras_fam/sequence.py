@@ -104,7 +104,9 @@ def _feedback_loop(
         fam = project_fam(attention, vectors, started, normalize)
         return fam, (fam.key, fam.value)
 
-    blocks_first = {name: ops.swapaxes(x, 0, 1)[:updates] for name, x in dict(key=key, value=value, valid=valid).items()}
+    blocks_first = {
+        name: ops.swapaxes(x, 0, 1)[:updates] for name, x in dict(key=key, value=value, valid=valid).items()
+    }
     if truncate is not None:
         blocks_first["index"] = ops.arange(updates)
     if draw_update_seeds is not None:

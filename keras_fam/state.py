@@ -4,12 +4,14 @@ import json
 import os
 import tempfile
 import zipfile
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import ml_dtypes
 import numpy as np
-from keras import ops, tree
+from keras import ops
+
+from keras_fam.types import Tensor
 
 FORMAT = "keras_fam.StreamState/1"
 
@@ -23,11 +25,11 @@ class LayerState(NamedTuple):
         key, value: `[b, (m+1) * B, k, c]`, the last m blocks and the unfinished one, as a ring.
     """
 
-    fam: Any
-    fam_key: Any
-    fam_value: Any
-    key: Any
-    value: Any
+    fam: Tensor
+    fam_key: Tensor
+    fam_value: Tensor
+    key: Tensor
+    value: Tensor
 
 
 class StreamState(NamedTuple):
@@ -48,13 +50,13 @@ class StreamState(NamedTuple):
     ```
     """
 
-    layers: tuple
-    valid: Any
-    started: Any
-    position: Any
+    layers: tuple[LayerState, ...]
+    valid: Tensor
+    started: Tensor
+    position: Tensor
 
 
-def check_state(state, expected):
+def check_state(state: "StreamState", expected: "StreamState") -> None:
     """Refuses a state of another structure, model, batch size or dtype.
 
     Args:
@@ -86,7 +88,7 @@ def check_state(state, expected):
             )
 
 
-def save_state(path, state):
+def save_state(path: str | os.PathLike, state: StreamState) -> None:
     """Writes a stream's state to one `.npz` file, whole or not at all.
 
     Args:
@@ -116,7 +118,7 @@ def save_state(path, state):
         np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
 
 
-def load_state(path):
+def load_state(path: str | os.PathLike) -> StreamState:
     """Reads what `save_state` wrote.
 
     Args:
@@ -137,7 +139,16 @@ def load_state(path):
             if header["format"] != FORMAT:
                 raise ValueError(f"format {header['format']!r}")
             arrays = {name: file[name] for name in header["dtypes"]}
-    except (ValueError, KeyError, OSError, EOFError, TypeError, AttributeError, IndexError, zipfile.BadZipFile) as error:
+    except (
+        ValueError,
+        KeyError,
+        OSError,
+        EOFError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        zipfile.BadZipFile,
+    ) as error:
         raise ValueError(
             f"`path` must be a complete file written by `save_state`. Received: path={str(path)!r}, which is truncated "
             f"or no state file ({type(error).__name__}: {error})."
@@ -182,8 +193,3 @@ def _named_arrays(state):
         for field, array in zip(LayerState._fields, layer)
     ]
     return named + list(zip(StreamState._fields[1:], state[1:]))
-
-
-def empty_spec(array):
-    """Shape and dtype of `array`, for `check_state`."""
-    return tree.map_structure(lambda x: keras.KerasTensor(x.shape, keras.backend.standardize_dtype(x.dtype)), array)

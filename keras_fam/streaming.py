@@ -1,7 +1,7 @@
 """The block-after-block form: pieces of at most a block through one layer, against buffers of fixed size.
 
-Keys lie in a ring of m+1 blocks, rotated to the places inside their own block, and are never moved or turned again; what
-turns is the query, once for each block of the ring, by how many blocks ago that one was.
+Keys lie in a ring of m+1 blocks, rotated to the places inside their own block, and are never moved or turned again;
+what turns is the query, once for each block of the ring, by how many blocks ago that one was.
 """
 
 from keras import ops
@@ -61,9 +61,7 @@ def attend_piece(attention, x, state, valid, slot):
     key_places = ops.reshape(ops.arange(size)[None] - age[:, None] * size, (-1,))
     mask = ops.logical_and(token_mask(places, key_places, attention.sliding_window_size)[None], valid[:, None])
     mask = ops.concatenate([mask, ops.ones((ops.shape(mask)[0], length, state.fam.shape[1]), "bool")], axis=2)
-    attended = attend(
-        ops.concatenate(scores, axis=-1), ops.concatenate([state.value, state.fam_value], axis=1), mask
-    )
+    attended = attend(ops.concatenate(scores, axis=-1), ops.concatenate([state.value, state.fam_value], axis=1), mask)
     return attention.output_dense(attended), state
 
 

@@ -82,7 +82,9 @@ def brute_force_beams(lm, ids, start, num_beams):
         logits = forward(lm, batch)[: len(beams), place - 1].astype("float64")
         logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         candidates = [
-            (score + logs[row, token], row, token) for row, (score, _) in enumerate(beams) for token in range(logs.shape[1])
+            (score + logs[row, token], row, token)
+            for row, (score, _) in enumerate(beams)
+            for token in range(logs.shape[1])
         ]
         beams_before, beams = beams, []
         for score, row, token in sorted(candidates, reverse=True)[:num_beams]:

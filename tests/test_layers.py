@@ -19,7 +19,11 @@ DIM = 8
 ATTENTION = dict(num_query_heads=4, num_key_value_heads=2, head_dim=6, block_size=4, memory_segments=1)
 BLOCK = dict(ATTENTION, intermediate_dim=12)
 GEMMA2_LIKE = dict(
-    use_post_attention_norm=True, use_post_ffw_norm=True, logit_soft_cap=5.0, sliding_window_size=3, rope_max_wavelength=1e3
+    use_post_attention_norm=True,
+    use_post_ffw_norm=True,
+    logit_soft_cap=5.0,
+    sliding_window_size=3,
+    rope_max_wavelength=1e3,
 )
 GPT2_LIKE = dict(
     num_key_value_heads=4,
@@ -32,7 +36,10 @@ GPT2_LIKE = dict(
 )
 TRAINING = dict(stop_gradient_memory=True, truncate_bptt=2, kernel_initializer="he_normal")
 LAYERS = {
-    "attention": (keras_fam.FeedbackAttention, {**ATTENTION, **TRAINING, "logit_soft_cap": 5.0, "sliding_window_size": 3}),
+    "attention": (
+        keras_fam.FeedbackAttention,
+        {**ATTENTION, **TRAINING, "logit_soft_cap": 5.0, "sliding_window_size": 3},
+    ),
     "attention_biased": (keras_fam.FeedbackAttention, {**ATTENTION, "use_bias": True, "rope_max_wavelength": None}),
     "gemma_block": (keras_fam.FAMDecoderBlock, {**BLOCK, **TRAINING}),
     "gemma2_block": (keras_fam.FAMDecoderBlock, {**BLOCK, **GEMMA2_LIKE}),
@@ -316,7 +323,10 @@ def test_a_block_is_the_converted_stock_layer(family):
     copy_weights(block, stock_layer)
     mask = np.arange(14)[None] < np.array([[14], [9]])
     for arguments in ((x, fam), (x,)):
-        expected, real = outputs(stock_layer, *arguments, inputs_mask=mask), outputs(block, *arguments, inputs_mask=mask)
+        expected, real = (
+            outputs(stock_layer, *arguments, inputs_mask=mask),
+            outputs(block, *arguments, inputs_mask=mask),
+        )
         assert_same([real[0][mask], *real[1:]], [expected[0][mask], *expected[1:]], tolerance=1e-5)
 
 

@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 from keras import ops
 from reference import reference_forward
-from utils import FAMILIES, VOCABULARY, fam_backbone, forward, inputs, randomize, stock_backbone, token_ids, weights_by_path
+from utils import (
+    FAMILIES,
+    VOCABULARY,
+    fam_backbone,
+    forward,
+    inputs,
+    randomize,
+    stock_backbone,
+    token_ids,
+    weights_by_path,
+)
 
 import keras_fam
 

@@ -185,7 +185,9 @@ def test_a_recall_that_only_fam_can_learn(family):
     for fam_length in (0, 4):
         keras.utils.set_random_seed(1)
         cls, config = FAMILIES[family]
-        stock = cls(**{**config, "dropout": 0.0, "hidden_dim": 32, **({"sliding_window_size": 4} if family == "gemma2" else {})})
+        stock = cls(
+            **{**config, "dropout": 0.0, "hidden_dim": 32, **({"sliding_window_size": 4} if family == "gemma2" else {})}
+        )
         lm = keras_fam.FAMCausalLM(keras_fam.FAMBackbone(stock, 5, 0, fam_length))
         lm.compile(optimizer=keras.optimizers.Adam(0.01), weighted_metrics=[])
         history = lm.fit(inputs(ids[:, :-1]), ids[:, 1:], sample_weight=weights, batch_size=32, epochs=40, verbose=0)
@@ -202,12 +204,16 @@ def test_tensorflow_with_jit_compile(family):
     for jit_compile in (True, False):
         backbone = fam_backbone(family, stock=NO_DROPOUT)
         lm = keras_fam.FAMCausalLM(backbone)
-        lm.compile(optimizer=keras.optimizers.SGD(1.0), jit_compile=jit_compile, run_eagerly=not jit_compile, sampler="greedy")
+        lm.compile(
+            optimizer=keras.optimizers.SGD(1.0), jit_compile=jit_compile, run_eagerly=not jit_compile, sampler="greedy"
+        )
         before = weights_by_path(lm)
         loss = lm.train_on_batch(inputs(ids[:, :-1]), ids[:, 1:])[0]
         after = weights_by_path(lm)
         logits = lm.predict_on_batch(inputs(ids))
-        generated = lm.generate({"token_ids": ids, "padding_mask": np.arange(22)[None] < [[3], [9]]}, stop_token_ids=None)
+        generated = lm.generate(
+            {"token_ids": ids, "padding_mask": np.arange(22)[None] < [[3], [9]]}, stop_token_ids=None
+        )
         gradients = {path: before[path] - after[path] for path in before}
         results.append((float(loss), gradients, np.asarray(logits), generated["token_ids"]))
     (loss, gradients, logits, tokens), (eager_loss, eager_gradients, eager_logits, eager_tokens) = results

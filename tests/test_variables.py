@@ -27,7 +27,13 @@ def test_random_state_passing_s_variables():
     plain = {v.path for v in fam_backbone("gemma").variables}
     passing = {v.path for v in fam_backbone("gemma", random_state_passing=0.5).variables}
     added = sorted(passing - plain)
-    assert [path.split("/")[-1] for path in added] == ["last_fam", "last_fam", "probability", "ready", "seed_generator_state"]
+    assert [path.split("/")[-1] for path in added] == [
+        "last_fam",
+        "last_fam",
+        "probability",
+        "ready",
+        "seed_generator_state",
+    ]
 
 
 def test_the_prompt_starts_as_rows_of_the_vocabulary():

@@ -9,7 +9,7 @@ from keras_fam.families.gpt2 import GPT2Family
 _FAMILIES = [GemmaFamily, GPT2Family]
 
 
-def register_family(family):
+def register_family(family: type) -> None:
     """Adds a model family.
 
     Args:
@@ -25,7 +25,7 @@ def register_family(family):
     _FAMILIES.append(family)
 
 
-def family_of(backbone_cls):
+def family_of(backbone_cls: type) -> type:
     """The family class for a stock backbone class.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Gemma 1 and Gemma 2: rotary positions, grouped queries, gated feed-forward; soft caps, post-norms, sliding windows."""
+"""Gemma 1 and 2: rotary positions, grouped queries, gated feed-forward; soft caps, post-norms, sliding windows."""
 
 import keras_hub
 from keras import ops

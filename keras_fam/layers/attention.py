@@ -1,5 +1,7 @@
 """The attention half of a TransformerFAM decoder layer."""
 
+from typing import Any
+
 import keras
 import keras_hub
 from keras import ops
@@ -7,6 +9,7 @@ from keras import ops
 from keras_fam.checks import check_block_shape, check_flag, check_integer
 from keras_fam.ops import attend, attention_scores
 from keras_fam.sequence import attend_sequence
+from keras_fam.types import Tensor
 
 
 def keras_mask(x):
@@ -68,19 +71,19 @@ class FeedbackAttention(keras.layers.Layer):
 
     def __init__(
         self,
-        num_query_heads,
-        num_key_value_heads,
-        head_dim,
-        block_size,
-        memory_segments=0,
-        use_bias=False,
-        rope_max_wavelength=10_000.0,
-        logit_soft_cap=None,
-        sliding_window_size=None,
-        dropout=0.0,
-        stop_gradient_memory=False,
-        truncate_bptt=None,
-        kernel_initializer="glorot_uniform",
+        num_query_heads: int,
+        num_key_value_heads: int,
+        head_dim: int,
+        block_size: int,
+        memory_segments: int = 0,
+        use_bias: bool = False,
+        rope_max_wavelength: float | None = 10_000.0,
+        logit_soft_cap: float | None = None,
+        sliding_window_size: int | None = None,
+        dropout: float = 0.0,
+        stop_gradient_memory: bool = False,
+        truncate_bptt: int | None = None,
+        kernel_initializer: Any = "glorot_uniform",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -158,7 +161,9 @@ class FeedbackAttention(keras.layers.Layer):
         """A seed for the dropout of attention weights, or None."""
         return self.dropout_layer.seed_generator.next() if training and self.dropout else None
 
-    def call(self, inputs, fam=None, inputs_mask=None, training=None):
+    def call(
+        self, inputs: Tensor, fam: Tensor | None = None, inputs_mask: Tensor | None = None, training: bool | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         inputs_mask = keras_mask(inputs) if inputs_mask is None else inputs_mask
         if fam is None:
             return attend_sequence(self, inputs, None, inputs_mask, seed=self.draw_seed(training))[0]

@@ -1,5 +1,7 @@
 """A whole Transformer decoder layer with Feedback Attention Memory."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -7,6 +9,7 @@ from keras_fam.checks import check_flag, check_integer
 from keras_fam.layers.attention import FeedbackAttention, keras_mask
 from keras_fam.ops import seeded_dropout
 from keras_fam.sequence import attend_sequence
+from keras_fam.types import Tensor
 
 NORMALIZATIONS = {"rms_norm": keras.layers.RMSNormalization, "layer_norm": keras.layers.LayerNormalization}
 
@@ -65,25 +68,25 @@ class FAMDecoderBlock(keras.layers.Layer):
 
     def __init__(
         self,
-        num_query_heads,
-        num_key_value_heads,
-        head_dim,
-        intermediate_dim,
-        block_size,
-        memory_segments=0,
-        normalization="rms_norm",
-        gated_feedforward=True,
-        use_bias=False,
-        rope_max_wavelength=10_000.0,
-        use_post_attention_norm=False,
-        use_post_ffw_norm=False,
-        logit_soft_cap=None,
-        sliding_window_size=None,
-        layer_norm_epsilon=1e-6,
-        dropout=0.0,
-        stop_gradient_memory=False,
-        truncate_bptt=None,
-        kernel_initializer="glorot_uniform",
+        num_query_heads: int,
+        num_key_value_heads: int,
+        head_dim: int,
+        intermediate_dim: int,
+        block_size: int,
+        memory_segments: int = 0,
+        normalization: str = "rms_norm",
+        gated_feedforward: bool = True,
+        use_bias: bool = False,
+        rope_max_wavelength: float | None = 10_000.0,
+        use_post_attention_norm: bool = False,
+        use_post_ffw_norm: bool = False,
+        logit_soft_cap: float | None = None,
+        sliding_window_size: int | None = None,
+        layer_norm_epsilon: float = 1e-6,
+        dropout: float = 0.0,
+        stop_gradient_memory: bool = False,
+        truncate_bptt: int | None = None,
+        kernel_initializer: Any = "glorot_uniform",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -192,7 +195,14 @@ class FAMDecoderBlock(keras.layers.Layer):
         )
         self._tracker.lock()
 
-    def call(self, inputs, fam=None, inputs_mask=None, passed=None, training=None):
+    def call(
+        self,
+        inputs: Tensor,
+        fam: Tensor | None = None,
+        inputs_mask: Tensor | None = None,
+        passed: Tensor | None = None,
+        training: bool | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         inputs_mask = keras_mask(inputs) if inputs_mask is None else inputs_mask
         start, started, draw_update_seeds = fam, None, None
         keep_last = bool(training) and passed is not None and self.last_fam is not None

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_fam.types import Tensor
+
 
 @keras.saving.register_keras_serializable(package="keras_fam")
 class LearnedPlaces(keras.layers.Layer):
@@ -27,14 +29,14 @@ class LearnedPlaces(keras.layers.Layer):
     ```
     """
 
-    def __init__(self, table_length, random_offset=False, **kwargs):
+    def __init__(self, table_length: int, random_offset: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.table_length = table_length
         self.random_offset = random_offset
         if random_offset:
             self.seed_generator = keras.random.SeedGenerator()
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         shape = ops.shape(inputs)
         places = ops.arange(shape[1], dtype="int32")[None]
         if self.random_offset:

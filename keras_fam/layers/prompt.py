@@ -1,9 +1,12 @@
 """The learned start of FAM: the only weight that TransformerFAM adds to a model."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_fam.checks import check_integer
+from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
@@ -37,7 +40,7 @@ class FAMPrompt(keras.layers.Layer):
     ```
     """
 
-    def __init__(self, fam_length, embeddings_initializer="uniform", **kwargs):
+    def __init__(self, fam_length: int, embeddings_initializer: Any = "uniform", **kwargs):
         super().__init__(**kwargs)
         self.fam_length = check_integer("fam_length", fam_length, 1)
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
@@ -51,7 +54,7 @@ class FAMPrompt(keras.layers.Layer):
             trainable=True,
         )
 
-    def call(self, inputs=None):
+    def call(self, inputs: Tensor = None) -> Tensor:
         return ops.cast(self.embeddings, self.compute_dtype)[None]
 
     def compute_mask(self, inputs, previous_mask):

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_fam.checks import check_probability
+from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
@@ -31,7 +32,7 @@ class RandomStatePassing(keras.layers.Layer):
     ```
     """
 
-    def __init__(self, probability, **kwargs):
+    def __init__(self, probability: float, **kwargs):
         super().__init__(**kwargs)
         self.initial_probability = check_probability("random_state_passing", probability)
         self.seed_generator = keras.random.SeedGenerator()
@@ -47,7 +48,7 @@ class RandomStatePassing(keras.layers.Layer):
         )
         self.ready = self.add_weight(name="ready", shape=(), initializer="zeros", trainable=False, autocast=False)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         if not training:
             return ops.zeros((1,), "bool")
         drawn = keras.random.uniform((1,), seed=self.seed_generator)

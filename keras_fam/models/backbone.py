@@ -1,6 +1,7 @@
 """A KerasHub backbone with working memory."""
 
 import math
+from collections.abc import Callable
 
 import keras
 import keras_hub
@@ -24,6 +25,7 @@ from keras_fam.models.compiled import compile_inference
 from keras_fam.models.lora import LoRAWeights
 from keras_fam.models.presets import MEMORY_ARGUMENTS, load_backbone, save_preset
 from keras_fam.state import StreamState, check_state
+from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
@@ -47,7 +49,7 @@ class FAMBackbone(LoRAWeights, keras_hub.models.Backbone):
         name, trainable: see `keras.Model`.
 
     Call arguments:
-        inputs: dict of `"token_ids"`, int `[batch, length]`, and `"padding_mask"`, `[batch, length]`, 1 for real tokens.
+        inputs: dict of `"token_ids"`, int `[batch, length]`, and `"padding_mask"`, `[batch, length]`, 1 where real.
 
     Returns:
         Hidden states, `[batch, length, hidden_dim]`.
@@ -70,14 +72,14 @@ class FAMBackbone(LoRAWeights, keras_hub.models.Backbone):
 
     def __init__(
         self,
-        backbone,
-        block_size=1024,
-        memory_segments=3,
-        fam_length=64,
-        random_state_passing=0.0,
-        random_position_offset=False,
-        stop_gradient_memory=False,
-        truncate_bptt=None,
+        backbone: keras_hub.models.Backbone,
+        block_size: int = 1024,
+        memory_segments: int = 3,
+        fam_length: int = 64,
+        random_state_passing: float = 0.0,
+        random_position_offset: bool = False,
+        stop_gradient_memory: bool = False,
+        truncate_bptt: int | None = None,
         **kwargs,
     ):
         block_size, memory_segments, fam_length = check_block_shape(block_size, memory_segments, fam_length)
@@ -145,7 +147,9 @@ class FAMBackbone(LoRAWeights, keras_hub.models.Backbone):
         self.position_period = math.lcm((memory_segments + 1) * block_size, table_length or 1)
         self._compiled = {}
 
-    def hidden_states(self, token_ids, padding_mask, layer_intercept_fn=None):
+    def hidden_states(
+        self, token_ids: Tensor, padding_mask: Tensor, layer_intercept_fn: Callable[[Tensor, int], Tensor] | None = None
+    ) -> Tensor:
         """The whole sequence, layer by layer.
 
         Args:
@@ -177,12 +181,12 @@ class FAMBackbone(LoRAWeights, keras_hub.models.Backbone):
         return super().__call__(inputs, *args, **kwargs)
 
     @property
-    def random_state_passing(self):
+    def random_state_passing(self) -> float:
         """The probability of random state passing; assign it to change it, also while `fit` runs."""
         return 0.0 if self.state_passing is None else float(ops.convert_to_numpy(self.state_passing.probability))
 
     @random_state_passing.setter
-    def random_state_passing(self, value):
+    def random_state_passing(self, value: float) -> None:
         value = check_probability("random_state_passing", value)
         if self.state_passing is None:
             raise ValueError(
@@ -193,7 +197,7 @@ class FAMBackbone(LoRAWeights, keras_hub.models.Backbone):
 
     # === Streaming ===
 
-    def initial_state(self, batch_size):
+    def initial_state(self, batch_size: int) -> StreamState:
         """The state of streams that have read nothing yet.
 
         Args:
@@ -205,7 +209,7 @@ class FAMBackbone(LoRAWeights, keras_hub.models.Backbone):
         batch_size = check_integer("batch_size", batch_size, 1)
         return self._inference("initial_state", self._initial_state)(batch_size=batch_size)
 
-    def stream(self, inputs, state):
+    def stream(self, inputs: Tensor | dict[str, Tensor], state: StreamState) -> tuple[Tensor, StreamState]:
         """Reads a chunk of any length into a stream's memory.
 
         Any split of a text into chunks gives what one call gives. Neither `inputs` nor `state` is changed.
@@ -234,7 +238,7 @@ class FAMBackbone(LoRAWeights, keras_hub.models.Backbone):
             outputs.append(output)
         return (outputs[0] if len(outputs) == 1 else ops.concatenate(outputs, axis=1)), state
 
-    def check_chunk(self, inputs, state):
+    def check_chunk(self, inputs: Tensor | dict[str, Tensor], state: StreamState) -> tuple[Tensor, Tensor]:
         """The checked `(token_ids, padding_mask)` tensors of a chunk; see `stream`."""
         token_ids, padding_mask = inputs, None
         if isinstance(inputs, dict):
@@ -250,6 +254,12 @@ class FAMBackbone(LoRAWeights, keras_hub.models.Backbone):
             padding_mask = np.ones(token_ids.shape, "bool")
         padding_mask = check_padding_mask(padding_mask, token_ids)
         check_state(state, self.state_spec(token_ids.shape[0]))
+        positions = ops.convert_to_numpy(state.position)
+        if (positions != positions[0]).any():
+            raise ValueError(
+                f"`state` must hold streams at one position: expected {positions[0]} in every row. Received: positions "
+                f"{positions.tolist()}."
+            )
         return ops.convert_to_tensor(token_ids, "int32"), ops.cast(ops.convert_to_tensor(padding_mask), "bool")
 
     def state_spec(self, batch_size):
@@ -277,9 +287,7 @@ class FAMBackbone(LoRAWeights, keras_hub.models.Backbone):
             fam = self.family.scale(ops.cast(self.fam_prompt(None), dtype))
         layers = []
         for layer in self.transformer_layers:
-            layers.append(
-                streaming.initial_layer_state(layer.attention, fam, batch_size, layer.pre_attention_norm)
-            )
+            layers.append(streaming.initial_layer_state(layer.attention, fam, batch_size, layer.pre_attention_norm))
             if self.fam_length:
                 fam = layer.raise_prompt(fam)
         slots = (self.memory_segments + 1) * self.block_size
@@ -350,7 +358,9 @@ class FAMBackbone(LoRAWeights, keras_hub.models.Backbone):
             return [tuple(layer_state[:3]) for layer_state in state.layers], state.started
 
         fams, started = advance() if last is True else ops.cond(last, advance, stay)
-        layers = (layer_state._replace(**dict(zip(layer_state._fields, fam))) for layer_state, fam in zip(state.layers, fams))
+        layers = (
+            layer_state._replace(**dict(zip(layer_state._fields, fam))) for layer_state, fam in zip(state.layers, fams)
+        )
         return state._replace(layers=tuple(layers), started=started)
 
     def _inference(self, name, function):
@@ -381,7 +391,7 @@ class FAMBackbone(LoRAWeights, keras_hub.models.Backbone):
         return cls(stock, **config)
 
     @classmethod
-    def from_preset(cls, preset, load_weights=True, **kwargs):
+    def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "FAMBackbone":
         """Loads a saved FAM preset, or a stock preset and gives it memory.
 
         Args:
@@ -398,12 +408,12 @@ class FAMBackbone(LoRAWeights, keras_hub.models.Backbone):
         """
         return load_backbone(cls, super().from_preset, preset, load_weights, kwargs)
 
-    def save_to_preset(self, preset_dir, max_shard_size=10):
+    def save_to_preset(self, preset_dir: str, max_shard_size: float | None = 10) -> None:
         """Saves a preset that `from_preset` loads; a folder that was there before stays whole until it is replaced."""
         save_preset(super().save_to_preset, preset_dir, max_shard_size)
 
 
-def pieces(length, place, block_size):
+def pieces(length: int, place: int, block_size: int) -> list[tuple[int, int]]:
     """How a chunk is cut: at block boundaries, and inside a block into powers of two.
 
     So at most log2(block_size) + 1 shapes are ever compiled, whatever the lengths of chunks.

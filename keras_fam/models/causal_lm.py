@@ -1,5 +1,8 @@
 """A KerasHub language model with working memory: fit, evaluate, generate, stream, score."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import keras
 import keras_hub
 from keras import ops
@@ -8,6 +11,8 @@ from keras_fam.checks import check_padding_mask, check_token_ids
 from keras_fam.models.backbone import FAMBackbone
 from keras_fam.models.generation import generate_tokens
 from keras_fam.models.presets import load_task, save_preset
+from keras_fam.state import StreamState
+from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
@@ -43,11 +48,16 @@ class FAMCausalLM(keras_hub.models.CausalLM):
     backbone_cls = FAMBackbone
     preprocessor_cls = keras_hub.models.CausalLMPreprocessor
 
-    def __init__(self, backbone, preprocessor=None, **kwargs):
+    def __init__(
+        self,
+        backbone: FAMBackbone,
+        preprocessor: keras_hub.models.CausalLMPreprocessor | None = None,
+        **kwargs,
+    ):
         if not isinstance(backbone, FAMBackbone):
             raise TypeError(
-                "`backbone` must be a keras_fam.FAMBackbone: expected FAMBackbone(backbone, ...). Received: backbone of "
-                f"type {type(backbone).__name__}."
+                "`backbone` must be a keras_fam.FAMBackbone: expected FAMBackbone(backbone, ...). Received: backbone "
+                f"of type {type(backbone).__name__}."
             )
         # === Layers ===
         self.backbone = backbone
@@ -65,7 +75,7 @@ class FAMCausalLM(keras_hub.models.CausalLM):
         return super().__call__(inputs, *args, **kwargs)
 
     @classmethod
-    def from_preset(cls, preset, load_weights=True, **kwargs):
+    def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "FAMCausalLM":
         """Loads a saved FAM preset, or a stock preset and gives it memory.
 
         Args:
@@ -88,31 +98,31 @@ class FAMCausalLM(keras_hub.models.CausalLM):
         """
         return load_task(cls, super().from_preset, preset, load_weights, kwargs)
 
-    def save_to_preset(self, preset_dir, max_shard_size=10):
+    def save_to_preset(self, preset_dir: str, max_shard_size: float | None = 10) -> None:
         """Saves a preset that `from_preset` loads; a folder that was there before stays whole until it is replaced."""
         save_preset(super().save_to_preset, preset_dir, max_shard_size)
 
     # === LoRA ===
 
-    def enable_lora(self, rank, target_layer_names=None):
+    def enable_lora(self, rank: int, target_layer_names: list[str] | None = None) -> None:
         """See `FAMBackbone.enable_lora`. Call `compile` afterwards."""
         self.backbone.enable_lora(rank, target_layer_names)
 
-    def save_lora_weights(self, filepath):
+    def save_lora_weights(self, filepath: str) -> None:
         """See `FAMBackbone.save_lora_weights`."""
         self.backbone.save_lora_weights(filepath)
 
-    def load_lora_weights(self, filepath):
+    def load_lora_weights(self, filepath: str) -> None:
         """See `FAMBackbone.load_lora_weights`."""
         self.backbone.load_lora_weights(filepath)
 
     # === Streaming ===
 
-    def initial_state(self, batch_size):
+    def initial_state(self, batch_size: int) -> StreamState:
         """See `FAMBackbone.initial_state`."""
         return self.backbone.initial_state(batch_size)
 
-    def stream(self, inputs, state):
+    def stream(self, inputs: Tensor | dict[str, Tensor], state: StreamState) -> tuple[Tensor, StreamState]:
         """Reads a chunk of any length into a stream's memory and predicts what follows each of its tokens.
 
         Args:
@@ -135,7 +145,9 @@ class FAMCausalLM(keras_hub.models.CausalLM):
 
     # === Generation ===
 
-    def generate_step(self, inputs, stop_token_ids=None):
+    def generate_step(
+        self, inputs: dict[str, Tensor], stop_token_ids: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
         """Generates for one batch, in a state of fixed size. Used by `generate`, compiled where the backend compiles.
 
         Args:
@@ -147,7 +159,7 @@ class FAMCausalLM(keras_hub.models.CausalLM):
         """
         return generate_tokens(self, inputs["token_ids"], inputs["padding_mask"], stop_token_ids)
 
-    def generate(self, inputs, max_length=None, **kwargs):
+    def generate(self, inputs: Any, max_length: int | None = None, **kwargs) -> Any:
         """See `keras_hub.models.CausalLM.generate`; `max_length` has no upper bound here."""
         if isinstance(inputs, dict) and "token_ids" in inputs:
             ids = check_token_ids(inputs["token_ids"], self.backbone.vocabulary_size)
@@ -156,15 +168,21 @@ class FAMCausalLM(keras_hub.models.CausalLM):
         return super().generate(inputs, max_length=max_length, **kwargs)
 
     def score(
-        self, token_ids, padding_mask=None, scoring_mode="logits", layer_intercept_fn=None, target_ids=None
-    ):
+        self,
+        token_ids: Tensor,
+        padding_mask: Tensor | None = None,
+        scoring_mode: str = "logits",
+        layer_intercept_fn: Callable[[Tensor, int], Tensor] | None = None,
+        target_ids: Tensor | None = None,
+    ) -> Tensor:
         """Scores given token ids, as `keras_hub.models.GPT2CausalLM.score` does.
 
         Args:
             token_ids: int `[batch, length]`.
             padding_mask: `[batch, length]`, or None for no padding.
             scoring_mode: `"logits"` or `"loss"`.
-            layer_intercept_fn: callable `(x, index) -> x` on the embeddings (index -1) and each layer's output, or None.
+            layer_intercept_fn: callable `(x, index) -> x` on the embeddings (index -1) and each layer's output, or
+                None.
             target_ids: int `[batch, length]`, the tokens to score with `"loss"`.
 
         Returns:

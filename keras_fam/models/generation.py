@@ -1,6 +1,5 @@
 """Generation in a state of fixed size: the prompt is read block by block, then a KerasHub sampler takes over."""
 
-import keras
 import keras_hub
 from keras import ops
 

@@ -13,11 +13,11 @@ from keras_fam.state import atomic_write
 class LoRAWeights:
     """The LoRA methods of `FAMBackbone`: Keras's own layer LoRA, plus the FAM prompt."""
 
-    def default_lora_layer_names(self):
+    def default_lora_layer_names(self) -> list[str]:
         """Attention and feed-forward of every layer, as in the paper."""
         return list(self.family.lora_layer_names)
 
-    def enable_lora(self, rank, target_layer_names=None):
+    def enable_lora(self, rank: int, target_layer_names: list[str] | None = None) -> None:
         """Freezes the model but for LoRA on its projections, the target layers' biases, and the FAM prompt.
 
         Args:
@@ -47,11 +47,11 @@ class LoRAWeights:
             self.fam_prompt.trainable = True
 
     @property
-    def lora_enabled(self):
+    def lora_enabled(self) -> bool:
         """Whether `enable_lora` was called."""
         return bool(getattr(self, "_lora_enabled_layers", None))
 
-    def save_lora_weights(self, filepath):
+    def save_lora_weights(self, filepath: str | os.PathLike) -> None:
         """Saves all that LoRA fine-tuning trains: LoRA kernels, biases and the FAM prompt, by variable path.
 
         Args:
@@ -71,7 +71,7 @@ class LoRAWeights:
                 # float32 holds every bfloat16 and float16 exactly.
                 store[variable.path] = ops.convert_to_numpy(ops.cast(variable, "float32"))
 
-    def load_lora_weights(self, filepath):
+    def load_lora_weights(self, filepath: str | os.PathLike) -> None:
         """Loads what `save_lora_weights` saved, enabling LoRA if it is not; nothing is changed if a check fails.
 
         Args:
@@ -110,8 +110,8 @@ class LoRAWeights:
         if stored != expected:
             differing = sorted(set(stored.items()) ^ set(expected.items()))[:4]
             raise ValueError(
-                f"`filepath` must hold the variables that LoRA trains in this model. Received: {str(filepath)!r}, which "
-                f"differs in {differing}."
+                f"`filepath` must hold the variables that LoRA trains in this model. Received: {str(filepath)!r}, "
+                f"which differs in {differing}."
             )
 
 
@@ -121,7 +121,9 @@ def _read(filepath):
     values = {}
     try:
         with h5py.File(filepath, "r") as store:
-            store.visititems(lambda path, item: values.update({path: np.asarray(item)}) if hasattr(item, "shape") else None)
+            store.visititems(
+                lambda path, item: values.update({path: np.asarray(item)}) if hasattr(item, "shape") else None
+            )
             return int(store.attrs["rank"]), [str(name) for name in store.attrs["target_layer_names"]], values
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(

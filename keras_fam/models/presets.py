@@ -9,7 +9,6 @@ from keras_hub.src.utils.preset_utils import get_preset_loader
 
 from keras_fam.families import family_of
 
-
 MEMORY_ARGUMENTS = (
     "block_size",
     "memory_segments",

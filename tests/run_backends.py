@@ -1,0 +1,37 @@
+"""Runs the tests on jax, tensorflow and torch: `python tests/run_backends.py [pytest arguments]`."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+BACKENDS = ("jax", "tensorflow", "torch")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(arguments):
+    """One pytest process per backend, all at once; each one's output when it is done."""
+    start, running = time.time(), {}
+    for backend in BACKENDS:
+        environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2", "OMP_NUM_THREADS": "1"}
+        running[backend] = subprocess.Popen(
+            [sys.executable, "-m", "pytest", *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    failed = []
+    for backend, process in running.items():
+        output, _ = process.communicate()
+        print(f"===== KERAS_BACKEND={backend} ({time.time() - start:.0f} s) =====\n{output}", flush=True)
+        if process.returncode:
+            failed.append(backend)
+    print(f"failed on: {', '.join(failed)}" if failed else f"passed on: {', '.join(BACKENDS)}")
+    return len(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,67 @@
+"""The README's snippets and the docstrings' examples run as they stand."""
+
+import inspect
+import re
+from pathlib import Path
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from presets import gpt2_preset
+
+import keras_fam
+from keras_fam.layers import positions, state_passing
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+
+
+def snippet(name):
+    return re.search(rf"<!-- run: {name} -->\n```python\n(.*?)```", README, re.DOTALL).group(1)
+
+
+def test_snippets(tmp_path, monkeypatch):
+    """One after the other, as a reader would; a small GPT-2 with a real tokenizer stands in for the download."""
+    monkeypatch.chdir(tmp_path)
+    folder = str(gpt2_preset(tmp_path / "gpt2", max_sequence_length=1024))
+    names = {"long_texts": ["the quick brown fox " * 40] * 4, "chunks": [[[1, 2, 3]], [[4] * 300], [[5]]], "vocab": 50}
+    exec(snippet("preset").replace("gpt2_base_en", folder).replace("5000", "800"), names)
+    exec(snippet("stream"), names)
+    assert names["logits"].shape[:2] == (1, 1)
+    assert int(keras.ops.convert_to_numpy(names["state"].position)[0]) == 304
+    exec(snippet("layers"), names)
+    assert names["model"].predict_on_batch(np.ones((2, 300), "int32")).shape == (2, 300, 50)
+
+
+def examples():
+    public = [getattr(keras_fam, name) for name in keras_fam.__all__ if name[0] != "_"]
+    public += [positions.LearnedPlaces, state_passing.RandomStatePassing]
+    for item in public:
+        owner = inspect.getdoc(item) or ""
+        for code in re.findall(r"```python\n(.*?)```", owner, re.DOTALL):
+            yield pytest.param(code, id=item.__name__)
+
+
+@pytest.mark.parametrize("code", examples())
+def test_docstring_example(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "from_preset(" in code:
+        code = code.replace("gpt2_base_en", str(gpt2_preset(tmp_path / "gpt2", max_sequence_length=256)))
+        code = code.replace("random_state_passing=0.8", "random_state_passing=0.8, block_size=8")
+    stock = keras_hub.models.GPT2Backbone(
+        vocabulary_size=50, num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=8, max_sequence_length=16
+    )
+    lm = keras_fam.FAMCausalLM(keras_fam.FAMBackbone(stock, block_size=4, memory_segments=1, fam_length=2))
+    names = {
+        "keras": keras,
+        "keras_fam": keras_fam,
+        "keras_hub": keras_hub,
+        "np": np,
+        "lm": lm,
+        "state": lm.initial_state(2),
+        "texts": ["the quick brown fox"] * 2,
+        "MyFamily": type("MyFamily", (), {"backbone_cls": type("MyBackbone", (), {})}),
+        "RandomStatePassing": state_passing.RandomStatePassing,
+        "LearnedPlaces": positions.LearnedPlaces,
+    }
+    exec(code, names)
