@@ -9,7 +9,7 @@ from keras import ops
 from utils import FAMILIES, fam_backbone, forward, inputs, numpy, token_ids
 
 import keras_fam
-from keras_fam.models.backbone import pieces
+from keras_fam.models.streams import pieces
 
 TOLERANCE = dict(rtol=1e-5, atol=1e-5)
 LENGTH = 23
