@@ -49,10 +49,10 @@ DEMO_DEFAULTS = {
     "memory_segments": 1,
     "fam_length": 16,
     "rank": 16,
-    "epochs": 2,
+    "epochs": 1,
     "learning_rate": 2e-3,
     "sequence_length": 1024,
-    "batch_size": 2,
+    "batch_size": 1,
 }
 DEMO_VOCABULARY = 1024
 DEMO_HELD_OUT = ("formatstrings", "debugger", "typesmapping", "execmodel")
@@ -269,9 +269,11 @@ def python_reference():
 
 def build_gpt2(text, window):
     trainer = tokenizers.ByteLevelBPETokenizer()
-    trainer.train_from_iterator([text], DEMO_VOCABULARY, special_tokens=["<|endoftext|>"], show_progress=False)
+    trainer.train_from_iterator([text], DEMO_VOCABULARY - 1, show_progress=False)
     trained = json.loads(trainer.to_str())["model"]
-    tokenizer = keras_hub.tokenizers.GPT2Tokenizer(trained["vocab"], [" ".join(merge) for merge in trained["merges"]])
+    # As in GPT-2 the end token comes last: id 0 pads, and generation stops at an end token.
+    vocabulary = {**trained["vocab"], "<|endoftext|>": len(trained["vocab"])}
+    tokenizer = keras_hub.tokenizers.GPT2Tokenizer(vocabulary, [" ".join(merge) for merge in trained["merges"]])
     backbone = keras_hub.models.GPT2Backbone(
         vocabulary_size=tokenizer.vocabulary_size(),
         num_layers=2,

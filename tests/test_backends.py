@@ -21,7 +21,7 @@ def outputs_and_gradients(family):
     mask[1, 14:] = 0
     head = np.random.default_rng(2).standard_normal((2, 19, 16)).astype("float32")
     loss, gradients = loss_and_gradients(
-        backbone, inputs(ids, mask), lambda hidden: ops.mean(hidden * head), training=True
+        backbone, inputs(ids, mask), lambda hidden: ops.mean(hidden * ops.convert_to_tensor(head)), training=True
     )
     hidden = ops.convert_to_numpy(backbone(inputs(ids, mask)))
     return {"loss": np.asarray(loss), "hidden": hidden, **{f"gradient of {path}": g for path, g in gradients.items()}}

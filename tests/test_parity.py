@@ -118,7 +118,9 @@ def test_gradients_are_the_reference_s_derivatives(family):
     backbone = fam_backbone(family)
     ids, direction_rng = token_ids(1, 14), np.random.default_rng(5)
     head = direction_rng.standard_normal((1, 14, 16))
-    _, gradients = loss_and_gradients(backbone, inputs(ids), lambda hidden: ops.sum(hidden * head.astype("float32")))
+    _, gradients = loss_and_gradients(
+        backbone, inputs(ids), lambda hidden: ops.sum(hidden * ops.convert_to_tensor(head.astype("float32")))
+    )
     weights = weights_by_path(backbone)
     direction = {path: direction_rng.standard_normal(value.shape) for path, value in weights.items()}
     analytic = sum(float(np.sum(gradients[path] * direction[path])) for path in gradients)

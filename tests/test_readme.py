@@ -47,7 +47,7 @@ def test_docstring_example(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if "from_preset(" in code:
         code = code.replace("gpt2_base_en", str(gpt2_preset(tmp_path / "gpt2", max_sequence_length=256)))
-        code = code.replace("random_state_passing=0.8", "random_state_passing=0.8, block_size=8")
+        code = code.replace("random_state_passing=0.8", "random_state_passing=0.8, block_size=8, fam_length=4")
     stock = keras_hub.models.GPT2Backbone(
         vocabulary_size=50, num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=8, max_sequence_length=16
     )

@@ -19,7 +19,9 @@ def gradient_reaches(backbone, source_block, target_block, length=20):
     start = target_block * backbone.block_size
     head = np.random.default_rng(0).standard_normal((backbone.block_size, 16)).astype("float32")
     _, gradients = loss_and_gradients(
-        backbone, inputs(ids), lambda hidden: ops.sum(hidden[0, start : start + backbone.block_size] * head)
+        backbone,
+        inputs(ids),
+        lambda hidden: ops.sum(hidden[0, start : start + backbone.block_size] * ops.convert_to_tensor(head)),
     )
     source = ids[0, source_block * backbone.block_size : (source_block + 1) * backbone.block_size]
     return bool(np.abs(gradients[EMBEDDINGS][source]).max() > 0)
@@ -113,8 +115,8 @@ def test_the_probability_of_state_passing_can_change_during_fit():
     watch = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: seen.append((backbone.random_state_passing, last_fams(backbone)[0]))
     )
-    data = [(inputs(ids[:, :-1]), ids[:, 1:])] * 5
-    lm.fit(iter(data), steps_per_epoch=5, callbacks=[schedule, watch], verbose=0)
+    five = np.tile(ids, (5, 1))  # The same batch in every step.
+    lm.fit(inputs(five[:, :-1]), five[:, 1:], batch_size=2, shuffle=False, callbacks=[schedule, watch], verbose=0)
     assert [probability for probability, _ in seen] == [0, 0, 0, 1, 1]
     kept = [fam for _, fam in seen]
     # From the prompt every step ends alike; once passed on, the memory moves.
@@ -171,28 +173,6 @@ def test_dropout_reaches_the_fam_of_every_block():
         fams.append(last_fams(backbone)[0])
         lm.fit(inputs(ids[:, :-1]), ids[:, 1:], batch_size=1, verbose=0)
     assert np.abs(fams[0] - fams[1]).max() > 0.01
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_recall_that_only_fam_can_learn(family):
-    """The first token comes again after three blocks: with m=0 only FAM can carry it there."""
-    rng = np.random.default_rng(0)
-    keys = rng.integers(1, 5, (64, 1))
-    ids = np.concatenate([keys, np.full((64, 14), 9), [[10]] * 64, keys], axis=1).astype("int32")
-    weights = np.zeros((64, 16), "float32")
-    weights[:, -1] = 1
-    losses = {}
-    for fam_length in (0, 4):
-        keras.utils.set_random_seed(1)
-        cls, config = FAMILIES[family]
-        stock = cls(
-            **{**config, "dropout": 0.0, "hidden_dim": 32, **({"sliding_window_size": 4} if family == "gemma2" else {})}
-        )
-        lm = keras_fam.FAMCausalLM(keras_fam.FAMBackbone(stock, 5, 0, fam_length))
-        lm.compile(optimizer=keras.optimizers.Adam(0.01), weighted_metrics=[])
-        history = lm.fit(inputs(ids[:, :-1]), ids[:, 1:], sample_weight=weights, batch_size=32, epochs=40, verbose=0)
-        losses[fam_length] = history.history["loss"][-1]
-    assert losses[4] < 0.3 * losses[0]
 
 
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="jit_compile is off by default on tensorflow's CPU")
