@@ -38,5 +38,7 @@ class RandomStatePassingSchedule(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         backbone = getattr(self.model, "backbone", self.model)
+        if hasattr(self.model, "jax_state_sync"):  # On jax, `fit` keeps the variables' values to itself.
+            self.model.jax_state_sync()
         backbone.random_state_passing = check_probability("schedule", self.schedule(self.step))
         self.step += 1

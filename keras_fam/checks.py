@@ -17,11 +17,31 @@ def check_integer(name, value, minimum, maximum=None, maximum_reason=""):
 
 def check_probability(name, value):
     """Raises TypeError if `value` is no number, ValueError if it lies outside [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
-        raise TypeError(f"`{name}` must be a number. Received: {name}={value!r} of type {type(value).__name__}.")
+    _check_number(name, value)
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"`{name}` must lie in [0, 1]. Received: {name}={value}.")
     return float(value)
+
+
+def check_positive(name, value):
+    """Raises TypeError if `value` is no number, ValueError if it is not above 0."""
+    _check_number(name, value)
+    if not value > 0:
+        raise ValueError(f"`{name}` must be above 0. Received: {name}={value}.")
+    return value
+
+
+def check_dropout(name, value):
+    """Raises TypeError if `value` is no number, ValueError if it lies outside [0, 1)."""
+    _check_number(name, value)
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"`{name}` must lie in [0, 1). Received: {name}={value}.")
+    return value
+
+
+def _check_number(name, value):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        raise TypeError(f"`{name}` must be a number. Received: {name}={value!r} of type {type(value).__name__}.")
 
 
 def check_flag(name, value):
@@ -37,6 +57,35 @@ def check_block_shape(block_size, memory_segments, fam_length=0):
     memory_segments = check_integer("memory_segments", memory_segments, 0)
     fam_length = check_integer("fam_length", fam_length, 0, block_size, f" (block_size={block_size})")
     return block_size, memory_segments, fam_length
+
+
+def check_layer_shapes(block_size, inputs_shape, fam_shape=None, mask_shape=None):
+    """The shapes of a layer's call arguments: `inputs` [b, length, d], `fam` [1 or b, N, d], `inputs_mask` [b, length].
+
+    Dimensions that are not known yet agree with any.
+    """
+    inputs_shape = tuple(inputs_shape)
+    if len(inputs_shape) != 3:
+        raise ValueError(f"`inputs` must have rank 3, [batch, length, d]. Received: inputs of shape {inputs_shape}.")
+    batch, _, dim = inputs_shape
+    if fam_shape is not None:
+        fam_shape = tuple(fam_shape)
+        fits = len(fam_shape) == 3 and fam_shape[2] == dim and isinstance(fam_shape[1], int)
+        if not fits or fam_shape[1] > block_size or not (fam_shape[0] == 1 or _agree(fam_shape[:1], (batch,))):
+            raise ValueError(
+                f"`fam` must have shape [1 or batch, N, d] with batch={batch}, N at most block_size={block_size} and "
+                f"d={dim}. Received: fam of shape {fam_shape}."
+            )
+    if mask_shape is not None and not _agree(tuple(mask_shape), inputs_shape[:2]):
+        raise ValueError(
+            f"`inputs_mask` must have shape [batch, length], {inputs_shape[:2]}. Received: inputs_mask of shape "
+            f"{tuple(mask_shape)}."
+        )
+
+
+def _agree(left, right):
+    """Whether two shapes are the same, as far as both are known."""
+    return len(left) == len(right) and all(x is None or y is None or x == y for x, y in zip(left, right))
 
 
 def is_concrete(x):
@@ -67,7 +116,14 @@ def check_token_ids(token_ids, vocabulary_size, name="token_ids"):
         `token_ids`, as an array or tensor.
     """
     if not hasattr(token_ids, "shape"):
-        token_ids = np.asarray(token_ids)
+        try:
+            token_ids = np.asarray(token_ids)
+        except ValueError as error:
+            raise ValueError(
+                f"`{name}` must have rank 2, [batch, length]. Received: rows that differ: {error}"
+            ) from error
+        if token_ids.size == 0:
+            token_ids = token_ids.astype("int32")  # an empty list has no dtype of its own
     if len(token_ids.shape) != 2:
         raise ValueError(
             f"`{name}` must have rank 2, [batch, length]. Received: {name} of shape {tuple(token_ids.shape)}."
@@ -95,9 +151,7 @@ def check_padding_mask(padding_mask, token_ids, name="padding_mask"):
     if not hasattr(padding_mask, "shape"):
         padding_mask = np.asarray(padding_mask)
     expected, received = tuple(token_ids.shape), tuple(padding_mask.shape)
-    if len(expected) != len(received) or any(
-        e is not None and r is not None and e != r for e, r in zip(expected, received)
-    ):
+    if not _agree(expected, received):
         raise ValueError(
             f"`{name}` must have the shape of `token_ids`, {expected}. Received: {name} of shape {received}."
         )

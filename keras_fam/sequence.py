@@ -101,19 +101,17 @@ def _feedback_loop(
         )
         if truncate is not None:
             vectors = ops.where((block["index"] + 1) % truncate == 0, ops.stop_gradient(vectors), vectors)
-        fam = project_fam(attention, vectors, started, normalize)
-        return fam, (fam.key, fam.value)
+        return project_fam(attention, vectors, started, normalize)
 
+    # XLA compiles the loop's body even where it never runs: give it a row to look at.
+    rows = updates if isinstance(updates, int) else ops.maximum(updates, 1)
     blocks_first = {
-        name: ops.swapaxes(x, 0, 1)[:updates] for name, x in dict(key=key, value=value, valid=valid).items()
+        name: ops.swapaxes(x, 0, 1)[:rows] for name, x in (("key", key), ("value", value), ("valid", valid))
     }
     if truncate is not None:
-        blocks_first["index"] = ops.arange(updates)
+        blocks_first["index"] = ops.arange(rows)
     if draw_update_seeds is not None:
-        blocks_first["seeds"] = draw_update_seeds(updates)
-    last, seen = scan(step, start, blocks_first, updates)
-    fam_key, fam_value = start.key[None], start.value[None]
-    if seen is not None:
-        fam_key, fam_value = ops.concatenate([fam_key, seen[0]], axis=0), ops.concatenate([fam_value, seen[1]], axis=0)
-    fam_key, fam_value = (ops.swapaxes(x[:blocks], 0, 1) for x in (fam_key, fam_value))
+        blocks_first["seeds"] = draw_update_seeds(rows)
+    last, seen = scan(step, lambda fam: (fam.key, fam.value), start, blocks_first, updates)
+    fam_key, fam_value = (ops.swapaxes(x[:blocks], 0, 1) for x in seen)
     return fam_key, fam_value, last.vectors if keep_last else None

@@ -2,8 +2,7 @@
 
 import json
 import os
-import tempfile
-import zipfile
+import uuid
 from typing import NamedTuple
 
 import keras
@@ -69,6 +68,7 @@ def check_state(state: "StreamState", expected: "StreamState") -> None:
     """
     if not isinstance(state, StreamState):
         raise TypeError(f"`state` must be a StreamState. Received: state of type {type(state).__name__}.")
+    _check_parts(state)
     if len(state.layers) != len(expected.layers):
         raise ValueError(
             "`state` belongs to another model: expected the state of "
@@ -107,6 +107,7 @@ def save_state(path: str | os.PathLike, state: StreamState) -> None:
     """
     if not isinstance(state, StreamState):
         raise TypeError(f"`state` must be a StreamState. Received: state of type {type(state).__name__}.")
+    _check_parts(state)
     arrays, dtypes = {}, {}
     for name, array in _named_arrays(state):
         array = ops.convert_to_numpy(array)
@@ -139,30 +140,30 @@ def load_state(path: str | os.PathLike) -> StreamState:
             if header["format"] != FORMAT:
                 raise ValueError(f"format {header['format']!r}")
             arrays = {name: file[name] for name in header["dtypes"]}
-    except (
-        ValueError,
-        KeyError,
-        OSError,
-        EOFError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        zipfile.BadZipFile,
-    ) as error:
+        layers = tuple(
+            LayerState(*(_tensor(arrays, header, f"layers/{index}/{field}") for field in LayerState._fields))
+            for index in range(header["layers"])
+        )
+        return StreamState(layers, *(_tensor(arrays, header, field) for field in StreamState._fields[1:]))
+    except Exception as error:  # A damaged zip file can raise nearly anything.
         raise ValueError(
             f"`path` must be a complete file written by `save_state`. Received: path={str(path)!r}, which is truncated "
             f"or no state file ({type(error).__name__}: {error})."
         ) from error
 
-    def read(name):
-        array, dtype = arrays[name], header["dtypes"][name]
-        return ops.convert_to_tensor(array.view(ml_dtypes.bfloat16) if dtype == "bfloat16" else array, dtype=dtype)
 
-    layers = tuple(
-        LayerState(*(read(f"layers/{index}/{field}") for field in LayerState._fields))
-        for index in range(header["layers"])
-    )
-    return StreamState(layers, *(read(field) for field in StreamState._fields[1:]))
+def _tensor(arrays, header, name):
+    array, dtype = arrays[name], header["dtypes"][name]
+    return ops.convert_to_tensor(array.view(ml_dtypes.bfloat16) if dtype == "bfloat16" else array, dtype=dtype)
+
+
+def _check_parts(state):
+    """Refuses a `StreamState` put together by hand from something else than `LayerState` and arrays."""
+    if not isinstance(state.layers, tuple) or not all(isinstance(layer, LayerState) for layer in state.layers):
+        raise TypeError(f"`state.layers` must be a tuple of LayerState. Received: {type(state.layers).__name__}.")
+    for name, array in _named_arrays(state):
+        if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+            raise TypeError(f"`state` must hold arrays. Received: {name} of type {type(array).__name__}.")
 
 
 class atomic_write:
@@ -173,16 +174,19 @@ class atomic_write:
 
     def __enter__(self):
         folder, name = os.path.split(self.path)
-        descriptor, self.temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
-        self.file = os.fdopen(descriptor, "wb")
+        # Not `tempfile`, whose files only their owner may read.
+        self.temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
+        self.file = open(self.temporary, "xb")
         return self.file
 
     def __exit__(self, error_type, error, traceback):
-        self.file.close()
-        if error_type is None:
-            os.replace(self.temporary, self.path)
-        else:
-            os.unlink(self.temporary)
+        try:
+            self.file.close()
+            if error_type is None:
+                os.replace(self.temporary, self.path)
+        finally:
+            if os.path.exists(self.temporary):
+                os.unlink(self.temporary)
 
 
 def _named_arrays(state):

@@ -14,6 +14,8 @@ from keras_fam.layers.positions import LearnedPlaces
 from keras_fam.layers.state_passing import RandomStatePassing
 
 BACKEND = keras.config.backend()
+# What `Model.compile` can sensibly be told: jax without it compiles every operation on its own.
+JIT_COMPILE = {"jax": [True], "tensorflow": [False, True], "torch": [False]}[BACKEND]
 DIM = 8
 ATTENTION = dict(num_query_heads=4, num_key_value_heads=2, head_dim=6, block_size=4, memory_segments=1)
 BLOCK = dict(ATTENTION, intermediate_dim=12)
@@ -70,12 +72,16 @@ def call(layer, *arguments, **options):
         return keras.tree.flatten(layer(*tensors, **options))
     import jax
 
-    stateless = jax.jit(lambda trained, others, tensors: layer.stateless_call(trained, others, *tensors, **options))
-    variables = layer.trainable_variables, layer.non_trainable_variables
-    results, others = stateless(*([v.value for v in group] for group in variables), tensors)
-    for variable, value in zip(layer.non_trainable_variables, others):
+    @jax.jit
+    def stateless(values, tensors):
+        with keras.StatelessScope(zip(layer.variables, values)) as scope:
+            results = keras.tree.flatten(layer(*tensors, **options))
+        return results, [scope.get_current_value(v) for v in layer.variables]
+
+    results, values = stateless([v.value for v in layer.variables], tensors)
+    for variable, value in zip(layer.variables, values):
         variable.assign(value)
-    return keras.tree.flatten(results)
+    return results
 
 
 def outputs(layer, *arguments, **options):
@@ -132,13 +138,13 @@ class TestKerasLayerChecks(testing.TestCase):
 
     def test_fam_blocks(self):
         shapes = {"inputs_shape": (2, 11, DIM), "fam_shape": (2, 3, DIM)}
-        for name, weights in (("gemma2_block", 11), ("gpt2_block", 16)):
+        for name, weights in (("gpt2_block", 16),):
             expected = ((2, 11, DIM), (2, 3, DIM))
             # Its training loop hands over one tensor only; `test_fit_then_save_and_load` trains with FAM.
             self.check(name, weights, input_shape=shapes, expected_output_shape=expected, run_training_check=False)
 
     def test_blocks_without_fam(self):
-        for name, weights in (("attention", 4), ("gemma2_block", 11)):
+        for name, weights in (("attention", 4),):
             self.check(name, weights, input_shape=(2, 11, DIM), expected_output_shape=(2, 11, DIM))
 
     def test_prompt(self):
@@ -181,18 +187,18 @@ def test_dtype_policies(name, policy):
         assert np.abs(x - y).mean() < (1e-5 if policy == "float64" else 0.02) * max(1.0, np.abs(y).mean())
 
 
-def example(length=None, vocabulary=20, **changes):
+def example(length=None, layers=2, vocabulary=20, **changes):
     """The README's model from scratch, small."""
     ids = keras.Input((length,), dtype="int32")
     x = keras.layers.Embedding(vocabulary, 16)(ids)
     fam = keras_fam.FAMPrompt(fam_length=2)(x)
-    for _ in range(2):
+    for _ in range(layers):
         options = dict(num_query_heads=4, num_key_value_heads=1, head_dim=4, intermediate_dim=32)
         x, fam = keras_fam.FAMDecoderBlock(**{**options, "block_size": 4, "memory_segments": 1, **changes})(x, fam)
     return keras.Model(ids, keras.layers.Dense(vocabulary)(x))
 
 
-@pytest.mark.parametrize("changes", [{}, {**GPT2_LIKE, "dropout": 0.0}, GEMMA2_LIKE], ids=["gemma", "gpt2", "gemma2"])
+@pytest.mark.parametrize("changes", [{**GPT2_LIKE, "dropout": 0.0}, GEMMA2_LIKE], ids=["gpt2", "gemma2"])
 def test_symbolic_lengths(changes):
     """One model for every length: causality makes a shorter text's outputs the start of a longer one's."""
     model = example(**changes)
@@ -201,7 +207,7 @@ def test_symbolic_lengths(changes):
     fixed.set_weights(model.get_weights())
     whole = fixed.predict_on_batch(ids)
     assert model.output.shape == (None, None, 20)
-    for length in (1, 4, 6, 13):
+    for length in (1, 6, 13):
         np.testing.assert_allclose(model.predict_on_batch(ids[:, :length]), whole[:, :length], rtol=1e-5, atol=1e-5)
 
 
@@ -269,14 +275,15 @@ def test_a_mask_goes_through_a_whole_functional_model():
     ids=str,
 )
 def test_every_hyperparameter_is_used(change):
+    x = normal(2, 14, DIM)
     layer, changed = random_layer("gemma_block"), random_layer("gemma_block", **change)
-    arguments = call_arguments("gemma_block", length=14)
-    assert np.abs(outputs(layer, *arguments)[0] - outputs(changed, *arguments)[0]).max() > 1e-4
+    assert np.abs(outputs(layer, x)[0] - outputs(changed, x)[0]).max() > 1e-4
 
 
 def test_kernel_initializer_and_dropout():
     arguments = call_arguments("gemma_block")
     layer = make("gemma_block", kernel_initializer="zeros", dropout=0.5)
+    layer.build(*(x.shape for x in arguments))
     assert_same(outputs(layer, *arguments)[:1], [arguments[0]])
     randomize(layer)
     assert_same(outputs(layer, *arguments), outputs(layer, *arguments))
@@ -367,20 +374,24 @@ def compiled(model, jit_compile):
     return model
 
 
-@pytest.mark.parametrize("jit_compile", [False] if BACKEND == "torch" else [False, True])
+@pytest.mark.parametrize("jit_compile", JIT_COMPILE)
 def test_fit_then_save_and_load(jit_compile, tmp_path):
-    model = compiled(example(dropout=0.1), jit_compile)
+    """The loss falls, every weight has moved, and the file gives the same model back."""
+    model = compiled(example(**GPT2_LIKE), jit_compile)
+    before = {v.path: numpy(v) for v in model.trainable_variables}
     x, y = counting_texts(64, 13)
     history = model.fit(x, y, batch_size=16, epochs=8, verbose=0).history["loss"]
     assert history[0] > 1.5 and history[-1] < 0.3 * history[0]
+    assert any("fam_prompt" in path for path in before)
+    assert [v.path for v in model.trainable_variables if np.array_equal(numpy(v), before[v.path])] == []
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
-    assert loaded.evaluate(x, y, verbose=0) == pytest.approx(model.evaluate(x, y, verbose=0))
+    np.testing.assert_array_equal(loaded.predict_on_batch(x[:2]), model.predict_on_batch(x[:2]))
 
 
-@pytest.mark.parametrize("jit_compile", [False] if BACKEND == "torch" else [False, True])
-def test_fit_on_batches_of_different_lengths(jit_compile):
+@pytest.mark.parametrize("changes", [{}, {**GPT2_LIKE, "truncate_bptt": 2}], ids=["gemma", "gpt2"])
+@pytest.mark.parametrize("jit_compile", JIT_COMPILE)
+def test_fit_on_batches_of_different_lengths(jit_compile, changes):
     """Under tensorflow the number of blocks is then unknown to the compiled step."""
 
     def batches():
@@ -388,20 +399,6 @@ def test_fit_on_batches_of_different_lengths(jit_compile):
             yield counting_texts(16, 6)
             yield counting_texts(16, 13)
 
-    model = compiled(example(), jit_compile)
+    model = compiled(example(layers=1, **changes), jit_compile)
     history = model.fit(batches(), steps_per_epoch=10, epochs=2, verbose=0).history["loss"]
     assert history[-1] < 0.7 * history[0]
-    x, _ = counting_texts(4, 13)
-    assert np.isfinite(model.predict(x, verbose=0)).all()
-
-
-def test_every_weight_trains():
-    """One step of gradient descent moves every trainable weight, the prompt's among them."""
-    model = example(**GPT2_LIKE)
-    model.compile(optimizer=keras.optimizers.Adam(0.01), loss="mse", jit_compile=False)
-    before = {v.path: numpy(v) for v in model.trainable_variables}
-    model.fit(counting_texts(8, 13)[0], normal(8, 13, 20), verbose=0)
-    # A key's bias shifts all scores of a query alike, but for those of FAM's, which have it too: softmax ignores it.
-    still = [v.path for v in model.trainable_variables if np.array_equal(numpy(v), before[v.path])]
-    assert all(path.endswith("key/bias") for path in still)
-    assert any("fam_prompt" in path for path in before)

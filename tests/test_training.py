@@ -87,7 +87,7 @@ def reference(backbone, ids, **options):
 NO_DROPOUT = {"dropout": 0.0}
 
 
-@pytest.mark.parametrize("family, length", [("gemma", 16), ("gemma", 19), ("gpt2", 16)])
+@pytest.mark.parametrize("family, length", [("gemma", 19), ("gpt2", 16)])
 def test_random_state_passing_keeps_row_0_s_last_fam_and_starts_from_it(family, length):
     backbone = fam_backbone(family, random_state_passing=1.0, stock=NO_DROPOUT)
     ids = token_ids(2, length + 1)
@@ -112,9 +112,13 @@ def test_the_probability_of_state_passing_can_change_during_fit():
     lm = keras_fam.FAMCausalLM(backbone)
     lm.compile(optimizer=keras.optimizers.SGD(0.0))
     schedule = keras_fam.RandomStatePassingSchedule(lambda step: 0.0 if step < 3 else 1.0)
-    watch = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: seen.append((backbone.random_state_passing, last_fams(backbone)[0]))
-    )
+
+    def look(batch, logs):
+        if keras.config.backend() == "jax":
+            lm.jax_state_sync()
+        seen.append((backbone.random_state_passing, last_fams(backbone)[0]))
+
+    watch = keras.callbacks.LambdaCallback(on_train_batch_end=look)
     five = np.tile(ids, (5, 1))  # The same batch in every step.
     lm.fit(inputs(five[:, :-1]), five[:, 1:], batch_size=2, shuffle=False, callbacks=[schedule, watch], verbose=0)
     assert [probability for probability, _ in seen] == [0, 0, 0, 1, 1]

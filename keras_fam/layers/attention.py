@@ -6,7 +6,14 @@ import keras
 import keras_hub
 from keras import ops
 
-from keras_fam.checks import check_block_shape, check_flag, check_integer
+from keras_fam.checks import (
+    check_block_shape,
+    check_dropout,
+    check_flag,
+    check_integer,
+    check_layer_shapes,
+    check_positive,
+)
 from keras_fam.ops import attend, attention_scores
 from keras_fam.sequence import attend_sequence
 from keras_fam.types import Tensor
@@ -95,14 +102,20 @@ class FeedbackAttention(keras.layers.Layer):
                 f"num_query_heads={num_query_heads}, num_key_value_heads={num_key_value_heads}."
             )
         self.head_dim = check_integer("head_dim", head_dim, 1)
+        if rope_max_wavelength is not None:
+            check_positive("rope_max_wavelength", rope_max_wavelength)
+            if head_dim % 2:
+                raise ValueError(
+                    f"`head_dim` must be even for rotary positions, which turn pairs. Received: head_dim={head_dim}."
+                )
         self.block_size, self.memory_segments, _ = check_block_shape(block_size, memory_segments)
         self.use_bias = check_flag("use_bias", use_bias)
         self.rope_max_wavelength = rope_max_wavelength
-        self.logit_soft_cap = logit_soft_cap
+        self.logit_soft_cap = None if logit_soft_cap is None else check_positive("logit_soft_cap", logit_soft_cap)
         self.sliding_window_size = sliding_window_size
         if sliding_window_size is not None:
             check_integer("sliding_window_size", sliding_window_size, 1)
-        self.dropout = dropout
+        self.dropout = check_dropout("dropout", dropout)
         self.stop_gradient_memory = check_flag("stop_gradient_memory", stop_gradient_memory)
         self.truncate_bptt = truncate_bptt
         if truncate_bptt is not None:
@@ -119,6 +132,8 @@ class FeedbackAttention(keras.layers.Layer):
         self.built = True
 
     def build(self, inputs_shape, fam_shape=None):
+        check_layer_shapes(self.block_size, inputs_shape, fam_shape)
+
         def projection(equation, name, shape, bias_axes):
             return keras.layers.EinsumDense(
                 equation,
@@ -165,10 +180,16 @@ class FeedbackAttention(keras.layers.Layer):
         self, inputs: Tensor, fam: Tensor | None = None, inputs_mask: Tensor | None = None, training: bool | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         inputs_mask = keras_mask(inputs) if inputs_mask is None else inputs_mask
+        self.check_call(inputs, fam, inputs_mask)
         if fam is None:
             return attend_sequence(self, inputs, None, inputs_mask, seed=self.draw_seed(training))[0]
         outputs, _ = attend_sequence(self, inputs, fam, inputs_mask, seed=self.draw_seed(training))
         return outputs, self.attend_prompt(fam)
+
+    def check_call(self, inputs, fam, inputs_mask=None):
+        """Refuses call arguments of the wrong shapes; see `call`."""
+        shapes = (None if x is None else x.shape for x in (inputs, fam, inputs_mask))
+        check_layer_shapes(self.block_size, *shapes)
 
     def scores(self, query, key):
         """Scores of rotated queries `[b, t, h, c]` and keys `[b, s, k, c]`: float32 `[b, k, g, t, s]`."""
@@ -196,6 +217,7 @@ class FeedbackAttention(keras.layers.Layer):
         return inputs_shape if fam_shape is None else (inputs_shape, fam_shape)
 
     def compute_output_spec(self, inputs, fam=None, inputs_mask=None, training=None):
+        self.check_call(inputs, fam, inputs_mask)
         outputs = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
         return outputs if fam is None else (outputs, keras.KerasTensor(fam.shape, dtype=self.compute_dtype))
 

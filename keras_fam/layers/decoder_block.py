@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_fam.checks import check_flag, check_integer
+from keras_fam.checks import check_flag, check_integer, check_layer_shapes, check_positive
 from keras_fam.layers.attention import FeedbackAttention, keras_mask
 from keras_fam.ops import seeded_dropout
 from keras_fam.sequence import attend_sequence
@@ -99,7 +99,7 @@ class FAMDecoderBlock(keras.layers.Layer):
         self.gated_feedforward = check_flag("gated_feedforward", gated_feedforward)
         self.use_post_attention_norm = check_flag("use_post_attention_norm", use_post_attention_norm)
         self.use_post_ffw_norm = check_flag("use_post_ffw_norm", use_post_ffw_norm)
-        self.layer_norm_epsilon = layer_norm_epsilon
+        self.layer_norm_epsilon = check_positive("layer_norm_epsilon", layer_norm_epsilon)
         self.dropout = dropout
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.attention = FeedbackAttention(
@@ -153,6 +153,7 @@ class FAMDecoderBlock(keras.layers.Layer):
         self.built = True
 
     def build(self, inputs_shape, fam_shape=None):
+        check_layer_shapes(self.attention.block_size, inputs_shape, fam_shape)
         dim, bias = inputs_shape[-1], self.attention.use_bias
 
         def norm(name):
@@ -204,6 +205,7 @@ class FAMDecoderBlock(keras.layers.Layer):
         training: bool | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         inputs_mask = keras_mask(inputs) if inputs_mask is None else inputs_mask
+        self.attention.check_call(inputs, fam, inputs_mask)
         start, started, draw_update_seeds = fam, None, None
         keep_last = bool(training) and passed is not None and self.last_fam is not None
         if keep_last:
@@ -252,10 +254,10 @@ class FAMDecoderBlock(keras.layers.Layer):
         a = residual + _dropout(self.attention_dropout, attention, seeds[0])
         x = self.pre_ffw_norm(a)
         if self.ffw_gating_2 is None:
-            x = self.ffw_gating(x)
+            x = _dense(self.ffw_gating, x)
         else:
-            x = _gelu(self.ffw_gating(x)) * self.ffw_gating_2(x)
-        x = self.ffw_linear(x)
+            x = _gelu(_dense(self.ffw_gating, x)) * _dense(self.ffw_gating_2, x)
+        x = _dense(self.ffw_linear, x)
         if self.post_ffw_norm is not None:
             x = self.post_ffw_norm(x)
         return _dropout(self.feedforward_dropout, x, seeds[1]) + a
@@ -278,6 +280,7 @@ class FAMDecoderBlock(keras.layers.Layer):
         return inputs_shape if fam_shape is None else (inputs_shape, fam_shape)
 
     def compute_output_spec(self, inputs, fam=None, inputs_mask=None, passed=None, training=None):
+        self.attention.check_call(inputs, fam, inputs_mask)
         outputs = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
         return outputs if fam is None else (outputs, keras.KerasTensor(fam.shape, dtype=self.compute_dtype))
 
@@ -300,6 +303,17 @@ class FAMDecoderBlock(keras.layers.Layer):
 @keras.saving.register_keras_serializable(package="keras_fam", name="gelu_approximate")
 def _gelu(x):
     return keras.activations.gelu(x, approximate=True)
+
+
+def _dense(layer, x):
+    """A feed-forward layer on `[b, t, d]`, a `Dense` as one matrix product over rows.
+
+    XLA cannot differentiate the product that tensorflow uses for rank 3 inside a loop over unknown many blocks.
+    """
+    if isinstance(layer, keras.layers.EinsumDense):
+        return layer(x)
+    rows = layer(ops.reshape(x, (-1, x.shape[-1])))
+    return ops.reshape(rows, (*ops.shape(x)[:-1], rows.shape[-1]))
 
 
 def _dropout(layer, x, seed):

@@ -163,6 +163,8 @@ class FAMCausalLM(keras_hub.models.CausalLM):
         """See `keras_hub.models.CausalLM.generate`; `max_length` has no upper bound here."""
         if isinstance(inputs, dict) and "token_ids" in inputs:
             ids = check_token_ids(inputs["token_ids"], self.backbone.vocabulary_size)
+            if "padding_mask" not in inputs:
+                raise ValueError(f"`inputs` must have the key 'padding_mask'. Received: keys {sorted(inputs)}.")
             inputs = {**inputs, "token_ids": ids}
             inputs["padding_mask"] = check_padding_mask(inputs["padding_mask"], ids)
         return super().generate(inputs, max_length=max_length, **kwargs)

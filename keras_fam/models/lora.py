@@ -28,14 +28,16 @@ class LoRAWeights:
             TypeError, ValueError: `rank` is no integer or below 1; a name that no layer has; LoRA is enabled already.
         """
         rank = check_integer("rank", rank, 1)
-        if self.lora_enabled:
+        layers = self._flatten_layers(include_self=False)
+        enabled = [layer.lora_rank for layer in layers if getattr(layer, "lora_enabled", False)]
+        if enabled:
             raise ValueError(
                 "`enable_lora` can be called once. Received: enable_lora on a model whose LoRA is enabled with rank "
-                f"{self._lora_rank}."
+                f"{enabled[0]}."
             )
         names = self.default_lora_layer_names() if target_layer_names is None else list(target_layer_names)
-        known = {layer.name for layer in self._flatten_layers(include_self=False) if hasattr(layer, "enable_lora")}
-        unknown = sorted(set(names) - known)
+        known = {layer.name for layer in layers if hasattr(layer, "enable_lora") and hasattr(layer, "kernel")}
+        unknown = [name for name in names if name not in known]
         if unknown or not names:
             raise ValueError(
                 f"`target_layer_names` must name layers of this model, out of {sorted(known)}. Received: "
