@@ -23,6 +23,16 @@ def check_probability(name, value):
     return float(value)
 
 
+def check_keywords(keywords, allowed):
+    """Raises TypeError for a keyword argument that does not exist; Keras itself takes any and ignores it."""
+    unknown = {name: value for name, value in keywords.items() if name not in allowed}
+    if unknown:
+        raise TypeError(
+            f"Arguments must be among {', '.join(sorted(allowed))}. Received: "
+            f"{', '.join(f'{name}={value!r}' for name, value in unknown.items())}."
+        )
+
+
 def check_positive(name, value):
     """Raises TypeError if `value` is no number, ValueError if it is not above 0."""
     _check_number(name, value)

@@ -224,8 +224,18 @@ def test_an_already_converted_backbone():
     backbone = fam_backbone("gpt2")
     refused(lambda: keras_fam.FAMBackbone(backbone, 8, 1, 3), "backbone", "already a FAMBackbone")
     refused(lambda: keras_fam.FAMCausalLM(stock_backbone("gpt2")), "backbone", "FAMBackbone", "GPT2Backbone")
-    with pytest.raises((ValueError, TypeError), match="block_size"):
-        keras_fam.FAMCausalLM(backbone, block_size=8)
+    refused(lambda: keras_fam.FAMCausalLM(backbone, block_size=8), "backbone", "block_size=8")
+
+
+def test_arguments_that_do_not_exist(stock_preset):
+    """Keras would ignore a slip of the pen."""
+    sizes = dict(block_size=4, memory_segments=1, fam_length=3)
+    backbone = keras_fam.FAMBackbone(stock_backbone("gpt2"), **sizes)
+    refused(lambda: keras_fam.FAMBackbone(stock_backbone("gpt2"), **sizes, fam_lenght=3), "fam_length", "fam_lenght=3")
+    refused(lambda: keras_fam.FAMCausalLM(backbone, preprocesor=None), "preprocessor", "preprocesor=None")
+    for cls in (keras_fam.FAMBackbone, keras_fam.FAMCausalLM):
+        call = lambda cls=cls: cls.from_preset(stock_preset, **sizes, fam_lenght=3)  # noqa: E731
+        refused(call, "fam_length", "fam_lenght=3")
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from keras_fam.checks import (
     check_block_shape,
     check_flag,
     check_integer,
+    check_keywords,
     check_padding_mask,
     check_probability,
     check_token_ids,
@@ -20,13 +21,13 @@ from keras_fam.layers.positions import LearnedPlaces
 from keras_fam.layers.prompt import FAMPrompt
 from keras_fam.layers.state_passing import RandomStatePassing
 from keras_fam.models.lora import LoRAWeights
-from keras_fam.models.presets import MEMORY_ARGUMENTS, load_backbone, save_preset
+from keras_fam.models.presets import MEMORY_ARGUMENTS, SavesWhole, load_backbone, save_preset
 from keras_fam.models.streams import Streams
 from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FAMBackbone(LoRAWeights, Streams, keras_hub.models.Backbone):
+class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
     """A stock KerasHub backbone, attending in blocks and with Feedback Attention Memory in every layer.
 
     The backbone's own layers and variables are adopted, under their own names and paths; none is copied. The only new
@@ -79,6 +80,7 @@ class FAMBackbone(LoRAWeights, Streams, keras_hub.models.Backbone):
         truncate_bptt: int | None = None,
         **kwargs,
     ):
+        check_keywords(kwargs, ("backbone", *MEMORY_ARGUMENTS, "name", "trainable"))
         block_size, memory_segments, fam_length = check_block_shape(block_size, memory_segments, fam_length)
         random_state_passing = check_probability("random_state_passing", random_state_passing)
         check_flag("stop_gradient_memory", stop_gradient_memory)

@@ -7,16 +7,16 @@ import keras
 import keras_hub
 from keras import ops
 
-from keras_fam.checks import check_padding_mask, check_token_ids
+from keras_fam.checks import check_keywords, check_padding_mask, check_token_ids
 from keras_fam.models.backbone import FAMBackbone
 from keras_fam.models.generation import generate_tokens
-from keras_fam.models.presets import load_task, save_preset
+from keras_fam.models.presets import SavesWhole, load_task, save_preset
 from keras_fam.state import StreamState
 from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FAMCausalLM(keras_hub.models.CausalLM):
+class FAMCausalLM(SavesWhole, keras_hub.models.CausalLM):
     """A causal language model on a `FAMBackbone`.
 
     Args:
@@ -59,6 +59,7 @@ class FAMCausalLM(keras_hub.models.CausalLM):
                 "`backbone` must be a keras_fam.FAMBackbone: expected FAMBackbone(backbone, ...). Received: backbone "
                 f"of type {type(backbone).__name__}."
             )
+        check_keywords(kwargs, ("backbone", "preprocessor", "compile", "name", "trainable"))
         # === Layers ===
         self.backbone = backbone
         self.preprocessor = preprocessor

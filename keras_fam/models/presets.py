@@ -1,12 +1,15 @@
 """Presets: stock ones get memory while they load, saved FAM presets load as they are."""
 
+import inspect
 import os
 import shutil
 import tempfile
+import uuid
 
 import keras_hub
 from keras_hub.src.utils.preset_utils import get_preset_loader
 
+from keras_fam.checks import check_keywords
 from keras_fam.families import family_of
 
 MEMORY_ARGUMENTS = (
@@ -27,6 +30,7 @@ def load_backbone(cls, load_saved, preset, load_weights, arguments):
     if stock_cls is None:
         _check_agreement(saved, memory)
         return load_saved(preset, load_weights, **rest)
+    check_keywords(rest, (*MEMORY_ARGUMENTS, *inspect.signature(stock_cls).parameters))
     stock = stock_cls.from_preset(preset, load_weights=load_weights, **rest)
     return cls(stock, **memory)
 
@@ -38,6 +42,7 @@ def load_task(cls, load_saved, preset, load_weights, arguments):
     if stock_cls is None:
         _check_agreement(saved, memory)
         return load_saved(preset, load_weights, **rest)
+    check_keywords(rest, (*MEMORY_ARGUMENTS, "dtype", "preprocessor", "compile", "name", "trainable"))
     backbone_arguments = {"dtype": rest.pop("dtype")} if "dtype" in rest else {}
     stock = stock_cls.from_preset(preset, load_weights=load_weights, **backbone_arguments)
     if "preprocessor" not in rest:
@@ -69,6 +74,24 @@ def save_preset(save, preset_dir, max_shard_size):
                 os.replace(os.path.join(folder, file), os.path.join(target, file))
     finally:
         shutil.rmtree(complete, ignore_errors=True)
+
+
+class SavesWhole:
+    """`save` of a model, that leaves the file that was there before whole until it is replaced."""
+
+    def save(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs) -> None:
+        """See `keras.Model.save`. A local `.keras` file is replaced in one step."""
+        path = str(filepath)
+        if not path.endswith(".keras") or "://" in path or (os.path.exists(path) and not overwrite):
+            return super().save(filepath, overwrite=overwrite, **kwargs)
+        folder, name = os.path.split(os.path.abspath(path))
+        temporary = os.path.join(folder, f".{uuid.uuid4().hex}.{name}")
+        try:
+            super().save(temporary, **kwargs)
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
 
 
 def _inspect(fam_cls, preset):
