@@ -51,12 +51,13 @@ class Streams:
         position, length = int(ops.convert_to_numpy(state.position)[0]), token_ids.shape[1]
         for start, stop in pieces(length, position % self.block_size, self.block_size):
             last = (position + stop) % self.block_size == 0
-            output, state = piece(token_ids[:, start:stop], padding_mask[:, start:stop], state, last=last)
+            part = (ops.convert_to_tensor(x[:, start:stop]) for x in (token_ids, padding_mask))
+            output, state = piece(*part, state, last=last)
             outputs.append(output)
         return (outputs[0] if len(outputs) == 1 else ops.concatenate(outputs, axis=1)), state
 
-    def check_chunk(self, inputs: Tensor | dict[str, Tensor], state: StreamState) -> tuple[Tensor, Tensor]:
-        """The checked `(token_ids, padding_mask)` tensors of a chunk; see `stream`."""
+    def check_chunk(self, inputs: Tensor | dict[str, Tensor], state: StreamState) -> tuple[np.ndarray, np.ndarray]:
+        """The checked `(token_ids, padding_mask)` of a chunk, as arrays; see `stream`."""
         token_ids, padding_mask = inputs, None
         if isinstance(inputs, dict):
             if "token_ids" not in inputs:
@@ -77,7 +78,7 @@ class Streams:
                 f"`state` must hold streams at one position: expected {positions[0]} in every row. Received: positions "
                 f"{positions.tolist()}."
             )
-        return ops.convert_to_tensor(token_ids, "int32"), ops.cast(ops.convert_to_tensor(padding_mask), "bool")
+        return ops.convert_to_numpy(token_ids).astype("int32"), ops.convert_to_numpy(padding_mask).astype("bool")
 
     def state_spec(self, batch_size):
         """`StreamState` of `KerasTensor`: shapes and dtypes of a state of this model."""
