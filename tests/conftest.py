@@ -7,13 +7,28 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llv
 
 import keras
 import pytest
+from refusals import snapshot
+from utils import fam_backbone
 
-import keras_fam  # noqa: F401  (registers the classes that presets name)
+import keras_fam
 
 
 @pytest.fixture(autouse=True)
 def seeded():
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return keras_fam.FAMCausalLM(fam_backbone("gpt2"))
+
+
+@pytest.fixture
+def unchanged(lm):
+    """Holds that the shared model is, after the test, what it was before."""
+    before = snapshot(lm)
+    yield
+    assert snapshot(lm) == before
 
 
 def pytest_report_header():

@@ -8,9 +8,6 @@ import keras_hub
 from keras import ops
 
 from keras_fam.checks import (
-    check_block_shape,
-    check_flag,
-    check_integer,
     check_keywords,
     check_padding_mask,
     check_probability,
@@ -21,7 +18,8 @@ from keras_fam.layers.positions import LearnedPlaces
 from keras_fam.layers.prompt import FAMPrompt
 from keras_fam.layers.state_passing import RandomStatePassing
 from keras_fam.models.lora import LoRAWeights
-from keras_fam.models.presets import MEMORY_ARGUMENTS, SavesWhole, load_backbone, save_preset
+from keras_fam.models.memory import MEMORY_ARGUMENTS, check_memory
+from keras_fam.models.presets import SavesWhole, load_backbone, save_preset
 from keras_fam.models.streams import Streams
 from keras_fam.types import Tensor
 
@@ -81,21 +79,20 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
         **kwargs,
     ):
         check_keywords(kwargs, ("backbone", *MEMORY_ARGUMENTS, "name", "trainable"))
-        block_size, memory_segments, fam_length = check_block_shape(block_size, memory_segments, fam_length)
-        random_state_passing = check_probability("random_state_passing", random_state_passing)
-        check_flag("stop_gradient_memory", stop_gradient_memory)
-        if truncate_bptt is not None:
-            check_integer("truncate_bptt", truncate_bptt, 1)
         if isinstance(backbone, FAMBackbone):
             raise ValueError("`backbone` must be a stock backbone. Received: backbone that is already a FAMBackbone.")
         family = family_of(type(backbone))(backbone)
         table_length = family.position_table_length
-        _check_positions(table_length, block_size, memory_segments, random_position_offset)
-        if random_state_passing and not fam_length:
-            raise ValueError(
-                "`random_state_passing` needs FAM: expected fam_length of at least 1. Received: "
-                f"random_state_passing={random_state_passing}, fam_length=0."
-            )
+        check_memory(
+            block_size,
+            memory_segments,
+            fam_length,
+            random_state_passing,
+            random_position_offset,
+            stop_gradient_memory,
+            truncate_bptt,
+            table_length,
+        )
 
         # === Layers ===
         self.token_embedding = backbone.token_embedding
@@ -132,10 +129,10 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
         self.dtype_policy = backbone.dtype_policy
 
         # === Config ===
-        self.block_size = block_size
-        self.memory_segments = memory_segments
-        self.fam_length = fam_length
-        self.initial_random_state_passing = random_state_passing
+        self.block_size = int(block_size)
+        self.memory_segments = int(memory_segments)
+        self.fam_length = int(fam_length)
+        self.initial_random_state_passing = float(random_state_passing)
         self.random_position_offset = random_position_offset
         self.stop_gradient_memory = stop_gradient_memory
         self.truncate_bptt = truncate_bptt
@@ -235,19 +232,3 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
     def save_to_preset(self, preset_dir: str, max_shard_size: float | None = 10) -> None:
         """Saves a preset that `from_preset` loads; a folder that was there before stays whole until it is replaced."""
         save_preset(super().save_to_preset, preset_dir, max_shard_size)
-
-
-def _check_positions(table_length, block_size, memory_segments, random_position_offset):
-    check_flag("random_position_offset", random_position_offset)
-    if table_length is None:
-        if random_position_offset:
-            raise ValueError(
-                "`random_position_offset` is for learned positions only: rotary positions are relative and would not "
-                "change. Expected False. Received: random_position_offset=True."
-            )
-    elif (memory_segments + 1) * block_size > table_length:
-        raise ValueError(
-            "(memory_segments + 1) * block_size must not exceed the position table, max_sequence_length="
-            f"{table_length}. Received: memory_segments={memory_segments}, block_size={block_size}, together "
-            f"{(memory_segments + 1) * block_size}."
-        )

@@ -11,22 +11,13 @@ from keras_hub.src.utils.preset_utils import get_preset_loader
 
 from keras_fam.checks import check_keywords
 from keras_fam.families import family_of
-
-MEMORY_ARGUMENTS = (
-    "block_size",
-    "memory_segments",
-    "fam_length",
-    "random_state_passing",
-    "random_position_offset",
-    "stop_gradient_memory",
-    "truncate_bptt",
-)
+from keras_fam.models.memory import MEMORY_ARGUMENTS, check_memory
 
 
 def load_backbone(cls, load_saved, preset, load_weights, arguments):
     """`FAMBackbone.from_preset`: see there. `load_saved` is KerasHub's own `from_preset`."""
-    stock_cls, saved = _inspect(cls, preset)
     memory, rest = _split(arguments)
+    stock_cls, saved = _inspect(cls, preset, memory)
     if stock_cls is None:
         _check_agreement(saved, memory)
         return load_saved(preset, load_weights, **rest)
@@ -37,8 +28,8 @@ def load_backbone(cls, load_saved, preset, load_weights, arguments):
 
 def load_task(cls, load_saved, preset, load_weights, arguments):
     """`FAMCausalLM.from_preset`: see there. `load_saved` is KerasHub's own `from_preset`."""
-    stock_cls, saved = _inspect(cls.backbone_cls, preset)
     memory, rest = _split(arguments)
+    stock_cls, saved = _inspect(cls.backbone_cls, preset, memory)
     if stock_cls is None:
         _check_agreement(saved, memory)
         return load_saved(preset, load_weights, **rest)
@@ -94,13 +85,21 @@ class SavesWhole:
                 os.unlink(temporary)
 
 
-def _inspect(fam_cls, preset):
-    """`(stock backbone class, None)`, or `(None, config)` of a saved FAM preset; refuses an unsupported family."""
+def _inspect(fam_cls, preset, memory):
+    """`(stock backbone class, None)`, or `(None, config)` of a saved FAM preset.
+
+    Refuses an unsupported family, and memory arguments that do not fit it, before any weight is loaded.
+    """
     loader = get_preset_loader(preset)
     backbone_cls = loader.check_backbone_class()
     if issubclass(backbone_cls, fam_cls):
         return None, loader.config["config"]
     family_of(backbone_cls)
+    if "registered_name" in loader.config:  # KerasHub's own format; another one is checked once it is converted.
+        parameters = inspect.signature(fam_cls).parameters
+        defaults = {name: parameters[name].default for name in MEMORY_ARGUMENTS}
+        table_length = loader.config["config"].get("max_sequence_length")
+        check_memory(**{**defaults, **memory}, position_table_length=table_length)
     return backbone_cls, None
 
 

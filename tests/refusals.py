@@ -1,0 +1,18 @@
+"""What it means for a call to be refused."""
+
+import pytest
+from utils import numpy
+
+
+def refused(call, *words, error=(ValueError, TypeError)):
+    """Asserts that `call()` raises a ValueError or TypeError that says `words` and what it received."""
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    for word in (*words, "Received"):
+        assert str(word) in message, message
+
+
+def snapshot(model):
+    """All that a refused call must leave as it was: values, dtypes and trainability, by path."""
+    return {v.path: (numpy(v).tobytes(), v.dtype, v.trainable) for v in model.variables}
