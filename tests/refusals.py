@@ -1,4 +1,6 @@
-"""What it means for a call to be refused."""
+"""What it means for a call to be refused, or to fail in the middle of writing."""
+
+import os
 
 import pytest
 from utils import numpy
@@ -16,3 +18,13 @@ def refused(call, *words, error=(ValueError, TypeError)):
 def snapshot(model):
     """All that a refused call must leave as it was: values, dtypes and trainability, by path."""
     return {v.path: (numpy(v).tobytes(), v.dtype, v.trainable) for v in model.variables}
+
+
+def files(folder):
+    """Every file below a folder, with its content; hidden ones too."""
+    paths = [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
+    return {os.path.relpath(path, folder): open(path, "rb").read() for path in paths}
+
+
+def fail(*arguments, **options):
+    raise OSError("No space left on device")

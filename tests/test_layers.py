@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 from keras.src import testing
-from utils import FAMILIES, numpy, randomize, stock_backbone
+from utils import FAMILIES, GEMMA2_LIKE, GPT2_LIKE, numpy, randomize, stock_backbone
 
 import keras_fam
 from keras_fam.layers.positions import LearnedPlaces
@@ -19,22 +19,6 @@ JIT_COMPILE = {"jax": [True], "tensorflow": [False, True], "torch": [False]}[BAC
 DIM = 8
 ATTENTION = dict(num_query_heads=4, num_key_value_heads=2, head_dim=6, block_size=4, memory_segments=1)
 BLOCK = dict(ATTENTION, intermediate_dim=12)
-GEMMA2_LIKE = dict(
-    use_post_attention_norm=True,
-    use_post_ffw_norm=True,
-    logit_soft_cap=5.0,
-    sliding_window_size=3,
-    rope_max_wavelength=1e3,
-)
-GPT2_LIKE = dict(
-    num_key_value_heads=4,
-    normalization="layer_norm",
-    gated_feedforward=False,
-    use_bias=True,
-    rope_max_wavelength=None,
-    layer_norm_epsilon=1e-5,
-    dropout=0.1,
-)
 TRAINING = dict(stop_gradient_memory=True, truncate_bptt=2, kernel_initializer="he_normal")
 LAYERS = {
     "attention": (

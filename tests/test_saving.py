@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from keras import ops
 from presets import PRESETS, TEXT, gpt2_preset
+from refusals import fail, files
 from utils import FAMILIES, fam_backbone, forward, inputs, numpy, randomize, token_ids, weights_by_path
 
 import keras_fam
@@ -30,16 +31,6 @@ def logits(lm):
 
 def small_lm(family="gpt2", **options):
     return keras_fam.FAMCausalLM(fam_backbone(family, **options))
-
-
-def files(folder):
-    """Every file below a folder, with its content; hidden ones too."""
-    paths = [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
-    return {os.path.relpath(path, folder): open(path, "rb").read() for path in paths}
-
-
-def fail(*arguments, **options):
-    raise OSError("No space left on device")
 
 
 # === Presets ===

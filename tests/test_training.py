@@ -179,7 +179,7 @@ def test_dropout_reaches_the_fam_of_every_block():
     assert np.abs(fams[0] - fams[1]).max() > 0.01
 
 
-@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="jit_compile is off by default on tensorflow's CPU")
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="XLA on request is tensorflow's alone")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tensorflow_with_jit_compile(family):
     """XLA compiles the whole training step and prediction, and its gradients are those of eager mode."""

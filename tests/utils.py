@@ -35,6 +35,23 @@ FAMILIES = {
     "gemma2": (keras_hub.models.GemmaBackbone, GEMMA2),
     "gpt2": (keras_hub.models.GPT2Backbone, GPT2),
 }
+# Options that make a `FAMDecoderBlock` like a layer of that family.
+GEMMA2_LIKE = dict(
+    use_post_attention_norm=True,
+    use_post_ffw_norm=True,
+    logit_soft_cap=5.0,
+    sliding_window_size=3,
+    rope_max_wavelength=1e3,
+)
+GPT2_LIKE = dict(
+    num_key_value_heads=4,
+    normalization="layer_norm",
+    gated_feedforward=False,
+    use_bias=True,
+    rope_max_wavelength=None,
+    layer_norm_epsilon=1e-5,
+    dropout=0.1,
+)
 
 
 def randomize(model, seed=0, scale=0.2):
