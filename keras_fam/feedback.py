@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from keras import ops
 
-from keras_fam.ops import attend
+from keras_fam.rotary import turn
 from keras_fam.types import Tensor
 
 
@@ -32,13 +32,14 @@ def add_residual(attention, residual, seeds=None):
     return attention + residual
 
 
-def project_fam(attention, vectors, started, normalize=identity):
+def project_fam(attention, vectors, started, rotation, normalize=identity):
     """Qf, Kf, Vf = QKV(norm(F)), with Kf on the last N places of the block that F compressed.
 
     Args:
         attention: `FeedbackAttention`.
         vectors: `[b, N, d]`, F.
         started: bool `[b]`.
+        rotation: `Rotation` of those N places, or None.
         normalize: callable, the layer's norm before attention.
 
     Returns:
@@ -46,11 +47,10 @@ def project_fam(attention, vectors, started, normalize=identity):
     """
     normed = normalize(vectors)
     key, value = attention.project_key_value(normed)
-    key = attention.rotate(key, ops.arange(-vectors.shape[1], 0))
-    return FAM(vectors, key, value, attention.project_query(normed), started)
+    return FAM(vectors, turn(key, rotation), value, attention.project_query(normed), started)
 
 
-def update_fam(attention, fam, key, value, valid, complete=add_residual, weights_seed=None, seeds=None):
+def update_fam(attention, fam, key, value, valid, rotation, complete=add_residual, weights_seed=None, seeds=None):
     """F_tau from F_{tau-1} and one whole block.
 
         A^F = Attention(Qf, [Kf, K_tau], [Vf, V_tau]) + R;   F_tau = FF(norm(A^F)) + A^F
@@ -58,27 +58,29 @@ def update_fam(attention, fam, key, value, valid, complete=add_residual, weights
     Args:
         attention: `FeedbackAttention`.
         fam: `FAM` after the block before.
-        key: `[b, B, k, c]`, rotated to places 0 .. B-1.
+        key: `[b, B, k, c]`, rotated.
         value: `[b, B, k, c]`.
-        valid: bool `[b, B]`, False for padding.
+        valid: bool `[b, B]`, False for padding, or None.
+        rotation: `Rotation` of the block's last N places, where Qf sits, or None.
         complete: callable `(attention, residual, seeds)`, the rest of the layer.
         weights_seed, seeds: drawn seeds for the dropout of the attention weights and of `complete`, or None.
 
     Returns:
         `(vectors [b, N, d], started [b])`. Rows whose block is nothing but padding keep theirs.
     """
-    length, size = fam.vectors.shape[1], attention.block_size
-    query = attention.rotate(fam.query, ops.arange(size - length, size))
-    always = ops.ones_like(fam.vectors[:, :, 0], dtype="bool")
-    attended = attend(
-        attention.scores(query, ops.concatenate([fam.key, key], axis=1)),
+    vectors = fam.vectors
+    if valid is None:
+        valid = ops.ones((1, key.shape[1]), "bool")
+    always = ops.ones((ops.shape(valid)[0], vectors.shape[1]), "bool")
+    attended = attention.attend(
+        turn(fam.query, rotation),
+        ops.concatenate([fam.key, key], axis=1),
         ops.concatenate([fam.value, value], axis=1),
         ops.concatenate([always, valid], axis=1)[:, None],
-        attention.dropout,
         weights_seed,
     )
     # R: the learned prompt carries no context, so the first block after it has no residual.
-    residual = ops.where(fam.started[:, None, None], fam.vectors, ops.zeros_like(fam.vectors))
-    updated = ops.cast(complete(attention.output_dense(attended), residual, seeds), fam.vectors.dtype)
+    residual = ops.where(fam.started[:, None, None], vectors, ops.zeros_like(vectors))
+    updated = ops.cast(complete(attention.output_dense(attended), residual, seeds), vectors.dtype)
     read = ops.any(valid, axis=1)
-    return ops.where(read[:, None, None], updated, fam.vectors), ops.logical_or(fam.started, read)
+    return ops.where(read[:, None, None], updated, vectors), ops.logical_or(fam.started, read)

@@ -15,7 +15,7 @@ def scan(step, emit, carry, xs, length):
         step: callable `(carry, x) -> carry`. Must not draw random numbers or assign variables.
         emit: callable, from a carry to a nested structure of tensors.
         carry: nested structure of tensors; keeps its shapes and dtypes.
-        xs: nested structure of tensors `[length, ...]`; with a dynamic length, at least one row.
+        xs: nested structure of tensors `[length, ...]`, or None; with a dynamic length, at least one row.
         length: int, or a scalar tensor (tensorflow with a dynamic sequence length).
 
     Returns:
@@ -24,16 +24,24 @@ def scan(step, emit, carry, xs, length):
     if not isinstance(length, int):
         return _tensorflow_while(step, emit, carry, xs, length)
     if keras.config.backend() == "jax":
-        return _jax_scan(step, emit, carry, xs)
-    slices = [ops.unstack(x, num=length, axis=0) for x in tree.flatten(xs)] if length else []
+        return _jax_scan(step, emit, carry, xs, length)
+    rows = [ops.unstack(x, num=length, axis=0) for x in _leaves(xs)] if length else []
     ys = [emit(carry)]
     for index in range(length):
-        carry = step(carry, tree.pack_sequence_as(xs, [x[index] for x in slices]))
+        carry = step(carry, _pack(xs, [x[index] for x in rows]))
         ys.append(emit(carry))
     return carry, tree.map_structure(lambda *leaves: ops.stack(leaves, axis=0), *ys)
 
 
-def _jax_scan(step, emit, carry, xs):
+def _leaves(xs):
+    return [] if xs is None else tree.flatten(xs)
+
+
+def _pack(xs, leaves):
+    return None if xs is None else tree.pack_sequence_as(xs, leaves)
+
+
+def _jax_scan(step, emit, carry, xs, length):
     import jax
 
     def body(carry, x):
@@ -41,20 +49,25 @@ def _jax_scan(step, emit, carry, xs):
         return carry, emit(carry)
 
     first = emit(carry)
-    carry, later = jax.lax.scan(body, carry, xs)
+    carry, later = jax.lax.scan(body, carry, xs, length)
     return carry, tree.map_structure(lambda a, b: ops.concatenate([a[None], b], axis=0), first, later)
 
 
 def _tensorflow_while(step, emit, carry, xs, length):
     import tensorflow as tf
 
+    def rows(x):
+        # Read from an array of rows: the gradient of a slice would be as large as all of `x`, in every step.
+        return tf.TensorArray(x.dtype, size=tf.shape(x)[0], element_shape=x.shape[1:]).unstack(x)
+
     def write(arrays, index, carry):
         return [array.write(index, leaf) for array, leaf in zip(arrays, tree.flatten(emit(carry)))]
 
     def body(index, leaves, arrays):
-        after = step(tree.pack_sequence_as(carry, leaves), tree.map_structure(lambda x: x[index], xs))
+        after = step(tree.pack_sequence_as(carry, leaves), _pack(xs, [x.read(index) for x in inputs]))
         return index + 1, tree.flatten(after), write(arrays, index + 1, after)
 
+    inputs = [rows(x) for x in _leaves(xs)]
     first, leaves = emit(carry), tree.flatten(carry)
     arrays = [tf.TensorArray(leaf.dtype, size=length + 1, element_shape=leaf.shape) for leaf in tree.flatten(first)]
     _, leaves, arrays = tf.while_loop(

@@ -1,4 +1,4 @@
-"""TransformerFAM's equations on plain tensors: masks from positions, grouped-query attention, dropout from drawn seeds.
+"""Plain tensor functions: masks from positions, dropout from drawn seeds, sequences cut into blocks.
 
 Shape letters used throughout the package:
 
@@ -20,9 +20,6 @@ from keras import ops
 
 from keras_fam.types import Tensor
 
-# Large enough to vanish after softmax in float32, small enough not to overflow when soft caps or biases are added.
-MASKED_SCORE = -1e9
-
 
 def token_mask(query_places: Tensor, key_places: Tensor, sliding_window: int | None = None) -> Tensor:
     """Which places a token sees: itself and what came before, inside the layer's own sliding window if it has one.
@@ -40,50 +37,6 @@ def token_mask(query_places: Tensor, key_places: Tensor, sliding_window: int | N
     if sliding_window is not None:
         visible = ops.logical_and(visible, distance < sliding_window)
     return visible
-
-
-def attention_scores(query: Tensor, key: Tensor, scale: float, soft_cap: float | None = None) -> Tensor:
-    """Scaled, optionally soft-capped scores of grouped-query attention, without repeating keys.
-
-    Args:
-        query: `[b, t, h, c]`.
-        key: `[b, s, k, c]`, h a multiple of k.
-        scale: float.
-        soft_cap: float or None. Gemma 2's `cap * tanh(scores / cap)`.
-
-    Returns:
-        float32 `[b, k, g, t, s]`.
-    """
-    heads, head_dim = query.shape[-2:]
-    key_heads = key.shape[-2]
-    query = ops.reshape(query * scale, (-1, ops.shape(query)[1], key_heads, heads // key_heads, head_dim))
-    scores = ops.cast(ops.einsum("btkgc,bskc->bkgts", query, key), "float32")
-    if soft_cap is not None:
-        scores = ops.tanh(scores / soft_cap) * soft_cap
-    return scores
-
-
-def attend(scores: Tensor, value: Tensor, mask: Tensor, dropout: float = 0.0, seed: Tensor | None = None) -> Tensor:
-    """The rest of Attention(q, K, V), for tokens and for FAM alike: masked softmax and the weighted sum of values.
-
-    Args:
-        scores: float32 `[b, k, g, t, s]`, of `attention_scores`.
-        value: `[b, s, k, c]`.
-        mask: bool, broadcastable to `[b, t, s]`; True is visible. A query that sees nothing gets zeros.
-        dropout: float, rate on the attention weights; needs `seed`.
-        seed: a seed drawn by `keras.random.SeedGenerator.next()`, or None for no dropout.
-
-    Returns:
-        `[b, t, h, c]` in the dtype of `value`.
-    """
-    mask = mask[:, None, None]
-    weights = ops.softmax(ops.where(mask, scores, MASKED_SCORE), axis=-1)
-    # A row without one visible key would average what it must not see: give it zeros.
-    weights = ops.cast(ops.where(mask, weights, 0.0), value.dtype)
-    weights = seeded_dropout(weights, dropout, seed)
-    attended = ops.einsum("bkgts,bskc->btkgc", weights, value)
-    _, key_heads, groups, _, _ = scores.shape
-    return ops.reshape(attended, (-1, ops.shape(attended)[1], key_heads * groups, value.shape[-1]))
 
 
 class _DrawnSeed(keras.random.SeedGenerator):
@@ -116,6 +69,14 @@ def seeded_dropout(x: Tensor, rate: float, seed: Tensor | None) -> Tensor:
     return keras.random.dropout(x, rate, seed=_DrawnSeed(seed))
 
 
+def spread_seed(seed: Tensor | None, count: int | Tensor) -> Tensor | None:
+    """`count` different seeds from one, on a new leading axis; None of None."""
+    if seed is None:
+        return None
+    steps = ops.cast(ops.arange(count) * 7919, seed.dtype)
+    return ops.cast(seed, seed.dtype)[None] + ops.stack([ops.zeros_like(steps), steps], axis=1)
+
+
 def split_blocks(x: Tensor, block_size: int, length: int | Tensor) -> Tensor:
     """Pads axis 1 to whole blocks and splits it: `[b, length, ...]` to `[b, n, B, ...]`.
 
@@ -127,35 +88,20 @@ def split_blocks(x: Tensor, block_size: int, length: int | Tensor) -> Tensor:
     Returns:
         `[b, n, B, ...]` with zeros (False) in the padding.
     """
-    missing = -length % block_size
+    shape, blocks = ops.shape(x), -(-length // block_size)
+    missing = blocks * block_size - length
     if not (isinstance(missing, int) and missing == 0):
-        shape = ops.shape(x)
         x = ops.concatenate([x, ops.zeros((shape[0], missing, *shape[2:]), dtype=x.dtype)], axis=1)
-    return ops.reshape(x, (ops.shape(x)[0], -1, block_size, *x.shape[2:]))
+    return ops.reshape(x, (shape[0], blocks, block_size, *x.shape[2:]))
 
 
 def merge_blocks(x: Tensor, length: int | Tensor) -> Tensor:
     """The inverse of `split_blocks`: `[b, n, B, ...]` to `[b, length, ...]`."""
     shape = ops.shape(x)
-    x = ops.reshape(x, (shape[0], -1, *x.shape[3:]))
-    return x[:, :length]
+    x = ops.reshape(x, (shape[0], shape[1] * shape[2], *x.shape[3:]))
+    return x if isinstance(length, int) and x.shape[1] == length else x[:, :length]
 
 
-def block_windows(x: Tensor, memory_segments: int) -> Tensor:
-    """For every block, the block itself behind its memory segments.
-
-    Args:
-        x: `[b, n, B, ...]`.
-        memory_segments: int, m.
-
-    Returns:
-        `[b, n, (m+1) * B, ...]`, oldest segment first; zeros (False) where there is no such block yet.
-    """
-    if memory_segments == 0:
-        return x
-    shape = ops.shape(x)
-    blocks = shape[1]
-    nothing = ops.zeros((shape[0], memory_segments, *shape[2:]), dtype=x.dtype)
-    padded = ops.concatenate([nothing, x], axis=1)
-    segments = [padded[:, j : j + blocks] for j in range(memory_segments + 1)]
-    return ops.concatenate(segments, axis=2)
+def fold_blocks(x: Tensor) -> Tensor:
+    """Blocks into the batch: `[b, n, ...]` to `[b * n, ...]`."""
+    return ops.reshape(x, (-1, *x.shape[2:]))

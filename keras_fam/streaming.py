@@ -7,7 +7,8 @@ what turns is the query, once for each block of the ring, by how many blocks ago
 from keras import ops
 
 from keras_fam.feedback import FAM, identity, project_fam, update_fam
-from keras_fam.ops import attend, token_mask
+from keras_fam.kernels import attention_scores, weigh
+from keras_fam.ops import token_mask
 from keras_fam.state import LayerState
 
 
@@ -26,7 +27,7 @@ def initial_layer_state(attention, fam, batch_size, normalize=identity):
     slots = (attention.memory_segments + 1) * attention.block_size
     shape = (batch_size, slots, attention.num_key_value_heads, attention.head_dim)
     buffer = ops.zeros(shape, attention.compute_dtype)
-    fam = project_fam(attention, fam, None, normalize)
+    fam = project_fam(attention, fam, None, _before(attention, fam.shape[1]), normalize)
     fam = (ops.broadcast_to(x, (batch_size, *x.shape[1:])) for x in (fam.vectors, fam.key, fam.value))
     return LayerState(*fam, buffer, ops.zeros_like(buffer))
 
@@ -53,15 +54,17 @@ def attend_piece(attention, x, state, valid, slot):
     )
     query = attention.project_query(x)
     age = (slot // size - ops.arange(rings)) % rings  # how many blocks ago each block of the ring was
-    scores = [
-        attention.scores(attention.rotate(query, places + age[r] * size), state.key[:, r * size : (r + 1) * size])
-        for r in range(rings)
-    ]
-    scores.append(attention.scores(attention.rotate(query, places), state.fam_key))
+
+    def scores(places, key):
+        return attention_scores(attention.rotate(query, places), key, attention.scale, attention.logit_soft_cap)
+
+    all_scores = [scores(places + age[r] * size, state.key[:, r * size : (r + 1) * size]) for r in range(rings)]
+    all_scores.append(scores(places, state.fam_key))
     key_places = ops.reshape(ops.arange(size)[None] - age[:, None] * size, (-1,))
     mask = ops.logical_and(token_mask(places, key_places, attention.sliding_window_size)[None], valid[:, None])
     mask = ops.concatenate([mask, ops.ones((ops.shape(mask)[0], length, state.fam.shape[1]), "bool")], axis=2)
-    attended = attend(ops.concatenate(scores, axis=-1), ops.concatenate([state.value, state.fam_value], axis=1), mask)
+    value = ops.concatenate([state.value, state.fam_value], axis=1)
+    attended = weigh(ops.concatenate(all_scores, axis=-1), value, mask)
     return attention.output_dense(attended), state
 
 
@@ -84,6 +87,13 @@ def advance_layer(attention, state, valid, started, slot, normalize=identity, co
     key, value = (ops.slice(x, [0, slot, 0, 0], shape) for x in (state.key, state.value))
     query = attention.project_query(normalize(state.fam))
     fam = FAM(state.fam, state.fam_key, state.fam_value, query, started)
-    vectors, started = update_fam(attention, fam, key, value, ops.slice(valid, [0, slot], (batch, size)), complete)
-    fam = project_fam(attention, vectors, started, normalize)
+    valid, length = ops.slice(valid, [0, slot], (batch, size)), state.fam.shape[1]
+    rotation = attention.rotation(ops.arange(size - length, size))
+    vectors, started = update_fam(attention, fam, key, value, valid, rotation, complete)
+    fam = project_fam(attention, vectors, started, _before(attention, length), normalize)
     return fam.vectors, fam.key, fam.value
+
+
+def _before(attention, length):
+    """The turns of the last places of the block before, where Kf sits."""
+    return attention.rotation(ops.arange(-length, 0))

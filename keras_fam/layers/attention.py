@@ -1,5 +1,6 @@
 """The attention half of a TransformerFAM decoder layer."""
 
+import functools
 from typing import Any
 
 import keras
@@ -14,7 +15,8 @@ from keras_fam.checks import (
     check_layer_shapes,
     check_positive,
 )
-from keras_fam.ops import attend, attention_scores
+from keras_fam.kernels import attend
+from keras_fam.rotary import block_rotations, rotation, turn
 from keras_fam.sequence import attend_sequence
 from keras_fam.types import Tensor
 
@@ -128,7 +130,9 @@ class FeedbackAttention(keras.layers.Layer):
         """Takes over the built sublayers of a stock attention layer, with their variables; nothing is copied."""
         self.query_dense, self.key_dense, self.value_dense = query, key, value
         self.output_dense = attention_output
-        self.dropout_layer, self.rope = dropout_layer, rope
+        self.dropout_layer = dropout_layer
+        # Angles are always float32, whatever the layer computes in.
+        self.rope = rope and type(rope).from_config({**rope.get_config(), "dtype": "float32"})
         self.built = True
 
     def build(self, inputs_shape, fam_shape=None):
@@ -156,7 +160,7 @@ class FeedbackAttention(keras.layers.Layer):
         self.dropout_layer = keras.layers.Dropout(self.dropout, dtype=self.dtype_policy) if self.dropout else None
         self.rope = None
         if self.rope_max_wavelength is not None:
-            self.rope = keras_hub.layers.RotaryEmbedding(self.rope_max_wavelength, dtype=self.dtype_policy)
+            self.rope = keras_hub.layers.RotaryEmbedding(self.rope_max_wavelength, dtype="float32")
 
     # How a family's layer projects and rotates; a family that does more (query-key norms) overrides these.
 
@@ -168,9 +172,25 @@ class FeedbackAttention(keras.layers.Layer):
         """`[b, s, d]` to two times `[b, s, k, c]`, the key not yet rotated."""
         return self.key_dense(x), self.value_dense(x)
 
+    def rotation(self, places):
+        """The turns at `places` `[t]`, relative to a block so that no stream is long enough to blur them, or None."""
+        return None if self.rope is None else rotation(self.rope, places, self.head_dim)
+
     def rotate(self, x, places):
-        """Rotary positions at `places` `[t]` relative to the block, so that no stream is long enough to blur them."""
-        return x if self.rope is None else self.rope(x, positions=places)
+        """`[b, t, heads, c]` turned to `places` `[t]`."""
+        return turn(x, self.rotation(places))
+
+    def block_rotations(self, blocks):
+        """The turns of all places of `blocks` blocks and of the one before them: see `rotary.block_rotations`."""
+        return None if self.rope is None else block_rotations(self.rope, self.block_size, blocks, self.head_dim)
+
+    def attend(self, query, key, value, mask, seed=None):
+        """Attention of rotated queries `[b, t, h, c]`; see `kernels.attend`."""
+        return attend(query, key, value, mask, self.scale, self.logit_soft_cap, self.dropout, seed)
+
+    def memory(self, x):
+        """Keys or values of a memory segment, with the gradient that they may have."""
+        return ops.stop_gradient(x) if self.stop_gradient_memory else x
 
     def draw_seed(self, training):
         """A seed for the dropout of attention weights, or None."""
@@ -179,21 +199,28 @@ class FeedbackAttention(keras.layers.Layer):
     def call(
         self, inputs: Tensor, fam: Tensor | None = None, inputs_mask: Tensor | None = None, training: bool | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
+        return self._call(lambda compute: compute, inputs, fam, inputs_mask, training)
+
+    def rematerialized_call(self, layer_call, *args, **kwargs):
+        """Keras's hook for `keras.RematScope`: the seed is drawn outside of what is computed twice."""
+        rematerialize = super().rematerialized_call
+        return functools.partial(self._call, lambda compute: rematerialize(compute, *args, **kwargs))
+
+    def _call(self, rematerialize, inputs, fam=None, inputs_mask=None, training=None):
         inputs_mask = keras_mask(inputs) if inputs_mask is None else inputs_mask
         self.check_call(inputs, fam, inputs_mask)
-        if fam is None:
-            return attend_sequence(self, inputs, None, inputs_mask, seed=self.draw_seed(training))[0]
-        outputs, _ = attend_sequence(self, inputs, fam, inputs_mask, seed=self.draw_seed(training))
-        return outputs, self.attend_prompt(fam)
+        seed = self.draw_seed(training)
+
+        def compute(inputs, *fam):
+            outputs, _ = attend_sequence(self, inputs, *(fam or (None,)), inputs_mask, seed=seed)
+            return (outputs, self.attend_prompt(*fam)) if fam else outputs
+
+        return rematerialize(compute)(inputs, *(() if fam is None else (fam,)))
 
     def check_call(self, inputs, fam, inputs_mask=None):
         """Refuses call arguments of the wrong shapes; see `call`."""
         shapes = (None if x is None else x.shape for x in (inputs, fam, inputs_mask))
         check_layer_shapes(self.block_size, *shapes)
-
-    def scores(self, query, key):
-        """Scores of rotated queries `[b, t, h, c]` and keys `[b, s, k, c]`: float32 `[b, k, g, t, s]`."""
-        return attention_scores(query, key, self.scale, self.logit_soft_cap)
 
     def attend_prompt(self, normed_prompt):
         """The prompt on its way up: attention among the N prompt vectors alone, full and not causal.
@@ -208,7 +235,7 @@ class FeedbackAttention(keras.layers.Layer):
         key, value = self.project_key_value(normed_prompt)
         query, key = self.rotate(self.project_query(normed_prompt), places), self.rotate(key, places)
         everything = ops.ones((1, 1, normed_prompt.shape[1]), dtype="bool")
-        return self.output_dense(attend(self.scores(query, key), value, everything))
+        return self.output_dense(self.attend(query, key, value, everything))
 
     def compute_mask(self, inputs, previous_mask):
         return previous_mask

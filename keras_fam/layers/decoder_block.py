@@ -1,5 +1,6 @@
 """A whole Transformer decoder layer with Feedback Attention Memory."""
 
+import functools
 from typing import Any
 
 import keras
@@ -204,38 +205,54 @@ class FAMDecoderBlock(keras.layers.Layer):
         passed: Tensor | None = None,
         training: bool | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
+        return self._call(lambda compute: compute, inputs, fam, inputs_mask, passed, training)
+
+    def rematerialized_call(self, layer_call, *args, **kwargs):
+        """Keras's hook for `keras.RematScope`: what draws or assigns stays outside of what is computed twice."""
+        rematerialize = super().rematerialized_call
+        return functools.partial(self._call, lambda compute: rematerialize(compute, *args, **kwargs))
+
+    def _call(self, rematerialize, inputs, fam=None, inputs_mask=None, passed=None, training=None):
         inputs_mask = keras_mask(inputs) if inputs_mask is None else inputs_mask
         self.attention.check_call(inputs, fam, inputs_mask)
-        start, started, draw_update_seeds = fam, None, None
+        attention_seed, seeds = self._draw_seeds(training)
+        if fam is None:
+
+            def compute_bswa(inputs):
+                attention, _ = self._attend(inputs, None, inputs_mask, seed=attention_seed)
+                return self.complete(attention, inputs, seeds)
+
+            return rematerialize(compute_bswa)(inputs)
+
         keep_last = bool(training) and passed is not None and self.last_fam is not None
+        start, started = fam, None
         if keep_last:
             start = ops.where(passed, ops.cast(self.last_fam, fam.dtype)[None], fam)
             started = ops.broadcast_to(ops.cast(passed, "bool"), (ops.shape(inputs)[0],))
-        seed, seeds = self._draw_seeds(training)
-        if seeds is not None and fam is not None:
-            update_seed, update_seeds = self._draw_seeds(training)
+        update_seeds = None if seeds is None else self._draw_seeds(training)
 
-            def draw_update_seeds(updates):
-                return _spread(update_seed, updates), [_spread(s, updates) for s in update_seeds]
+        def compute(inputs, start, prompt):
+            attention, last = self._attend(
+                inputs,
+                start,
+                inputs_mask,
+                started=started,
+                seed=attention_seed,
+                update_seeds=update_seeds,
+                keep_last=keep_last,
+            )
+            results = (self.complete(attention, inputs, seeds), self.raise_prompt(prompt))
+            return (*results, ops.stop_gradient(last[0])) if keep_last else results
 
-        attention, last = attend_sequence(
-            self.attention,
-            inputs,
-            start,
-            inputs_mask,
-            normalize=self.pre_attention_norm,
-            complete=self.complete,
-            started=started,
-            seed=seed,
-            draw_update_seeds=draw_update_seeds,
-            keep_last=keep_last,
-        )
-        outputs = self.complete(attention, inputs, seeds)
-        if fam is None:
-            return outputs
+        outputs, prompt, *last = rematerialize(compute)(inputs, start, fam)
         if keep_last:
-            self.last_fam.assign(ops.cast(ops.stop_gradient(last[0]), self.last_fam.dtype))
-        return outputs, self.raise_prompt(fam)
+            self.last_fam.assign(ops.cast(last[0], self.last_fam.dtype))
+        return outputs, prompt
+
+    def _attend(self, inputs, fam, inputs_mask, **options):
+        return attend_sequence(
+            self.attention, inputs, fam, inputs_mask, self.pre_attention_norm, self.complete, **options
+        )
 
     def complete(self, attention, residual, seeds=None):
         """The layer behind the attention, for tokens and FAM alike: A = attention + R, FF(norm(A)) + A.
@@ -318,9 +335,3 @@ def _dense(layer, x):
 
 def _dropout(layer, x, seed):
     return x if layer is None else seeded_dropout(x, layer.rate, seed)
-
-
-def _spread(seed, count):
-    """`count` different seeds from one."""
-    steps = ops.cast(ops.arange(count) * 7919, seed.dtype)
-    return ops.cast(seed, seed.dtype)[None] + ops.stack([ops.zeros_like(steps), steps], axis=1)

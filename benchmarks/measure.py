@@ -1,0 +1,168 @@
+"""One measurement in a process of its own: `KERAS_BACKEND=jax python benchmarks/measure.py NAME '{"argument": value}'`.
+
+Prints one line of JSON. `run.py` calls this for every measurement, so that peak memory is that of the measurement alone.
+"""
+
+import json
+import os
+import resource
+import sys
+import threading
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import models
+import numpy as np
+from keras import ops
+
+MIB = 2**20
+
+
+def step_of(lm, size, length, mode, rows=1):
+    """One call that a user makes: `predict_on_batch`, or `train_on_batch`, the step of `fit`."""
+    inputs, targets = models.batch(size, length, rows)
+    if mode == "forward":
+        return lambda: np.asarray(lm.predict_on_batch(inputs)).sum()
+    return lambda: float(np.asarray(lm.train_on_batch(inputs, targets)).ravel()[0])
+
+
+def in_turn(steps, repeats):
+    """Seconds of each of several functions, measured in turn after one call of each to warm up: `{name: [seconds]}`."""
+    seconds = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    for _ in range(repeats):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def resident():
+    """MiB of memory that this process holds now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / MIB
+
+
+class PeakMemory:
+    """Context manager: by how many MiB the process grew at most inside, sampled every 2 ms."""
+
+    def __enter__(self):
+        self.before, self.mib, self.running = resident(), 0.0, True
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def _watch(self):
+        while self.running:
+            self.mib = max(self.mib, resident() - self.before)
+            time.sleep(0.002)
+
+    def __exit__(self, *error):
+        self.running = False
+        self.thread.join()
+
+
+def speed(size, names, length, mode, repeats):
+    """Seconds a step of several models at one length, in turn."""
+    steps = {name: step_of(models.language_model(models.MODELS[name](size)), size, length, mode) for name in names}
+    return in_turn(steps, repeats)
+
+
+def speed_by_length(size, name, lengths, mode, repeats):
+    """Seconds a step of one model at several lengths, in turn."""
+    lm = models.language_model(models.MODELS[name](size))
+    return in_turn({str(length): step_of(lm, size, length, mode) for length in lengths}, repeats)
+
+
+def memory(size, name, length, mode, remat=False):
+    """MiB by which the process grows in the first two steps, the compilation included, and seconds of the second."""
+    with keras.RematScope("full" if remat else None):
+        lm = models.language_model(models.MODELS[name](size))
+    step = step_of(lm, size, length, mode)
+    step_of(lm, size, size.block_size // 8, mode)()  # what is loaded and built at the first step is not the step's
+    with PeakMemory() as peak:
+        step()
+        start = time.perf_counter()
+        step()
+    return {"mib": peak.mib, "seconds": time.perf_counter() - start}
+
+
+def stream(size, tokens, chunk):
+    """A stream of `tokens` tokens in chunks: seconds of every chunk, and memory held after every chunk."""
+    lm = models.language_model(models.fam(size))
+    ids = np.random.default_rng(0).integers(0, size.vocabulary_size, (1, chunk)).astype("int32")
+    state, seconds, mib = lm.initial_state(1), [], []
+    for _ in range(tokens // chunk):
+        start = time.perf_counter()
+        logits, state = lm.stream(ids, state)
+        ops.convert_to_numpy(logits)
+        seconds.append(time.perf_counter() - start)
+        mib.append(resident())
+    return {"seconds": seconds, "mib": mib}
+
+
+def decode(size, contexts, tokens):
+    """Seconds a token of single-token `stream` calls after contexts of several lengths, in turn."""
+    lm = models.language_model(models.fam(size))
+    ids = np.random.default_rng(0).integers(0, size.vocabulary_size, (1, max(contexts))).astype("int32")
+    states = {str(context): lm.stream(ids[:, :context], lm.initial_state(1))[1] for context in contexts}
+
+    def step(context):
+        logits, states[context] = lm.stream(ids[:, :1], states[context])
+        return ops.convert_to_numpy(logits)
+
+    return in_turn({context: lambda context=context: step(context) for context in states}, tokens)
+
+
+def generate(size, name, contexts, tokens, repeats):
+    """Seconds a token of `generate` after prompts of several lengths: two lengths of text, one taken from the other."""
+    lm = models.language_model(models.MODELS[name](size))
+    ids = np.random.default_rng(0).integers(0, size.vocabulary_size, (1, max(contexts))).astype("int32")
+
+    def run(context, new):
+        padded = np.zeros((1, context + tokens), "int32")
+        padded[:, :context] = ids[:, :context]
+        mask = np.arange(context + tokens)[None] < context + tokens - new
+        padded[:, context : context + tokens - new] = 1
+        inputs = {"token_ids": padded, "padding_mask": mask.astype("int32")}
+        return lm.generate(inputs, max_length=context + tokens, stop_token_ids=None)
+
+    steps = {f"{c}+{new}": (lambda c=c, new=new: run(c, new)) for c in contexts for new in (1, tokens)}
+    seconds = in_turn(steps, repeats)
+    return {
+        str(c): [(a - b) / (tokens - 1) for a, b in zip(seconds[f"{c}+{tokens}"], seconds[f"{c}+1"])] for c in contexts
+    }
+
+
+def compile_time(size, blocks):
+    """Seconds of the first training step, less those of the second, of a text of so many blocks."""
+    lm = models.language_model(models.fam(size))
+    step = step_of(lm, size, blocks * size.block_size, "train")
+    start = time.perf_counter()
+    step()
+    first = time.perf_counter() - start
+    start = time.perf_counter()
+    step()
+    return {"seconds": first - (time.perf_counter() - start)}
+
+
+def peers(size, names, tokens, repeats):
+    """Seconds a training step of this package and of its peers, and how many weights each has."""
+    import peers
+
+    steps, weights = {}, {}
+    for name in names:
+        steps[name], weights[name] = peers.STEPS[name](size, tokens)
+    return {"seconds": in_turn(steps, repeats), "weights": weights}
+
+
+MEASUREMENTS = (speed, speed_by_length, memory, stream, decode, generate, compile_time, peers)
+
+if __name__ == "__main__":
+    arguments = json.loads(sys.argv[2])
+    function = {function.__name__: function for function in MEASUREMENTS}[sys.argv[1]]
+    print(json.dumps(function(models.Size(**arguments.pop("size", {})), **arguments)))

@@ -1,0 +1,80 @@
+"""The models that are compared: FAM, BSWA, stock, and stock under the dense mask of BSWA, all with random weights."""
+
+from dataclasses import dataclass
+
+import keras
+import keras_hub
+import numpy as np
+from keras import ops
+
+import keras_fam
+
+
+@dataclass(frozen=True)
+class Size:
+    """A Gemma-shaped model; every head has its own keys."""
+
+    hidden_dim: int = 512
+    num_layers: int = 4
+    num_heads: int = 8
+    intermediate_dim: int = 4096  # both halves of the gated feed-forward
+    block_size: int = 1024
+    memory_segments: int = 3
+    fam_length: int = 64
+    vocabulary_size: int = 256
+
+
+def stock(size, num_layers=None):
+    return keras_hub.models.GemmaBackbone(
+        vocabulary_size=size.vocabulary_size,
+        num_layers=num_layers or size.num_layers,
+        num_query_heads=size.num_heads,
+        num_key_value_heads=size.num_heads,
+        hidden_dim=size.hidden_dim,
+        intermediate_dim=size.intermediate_dim,
+        head_dim=size.hidden_dim // size.num_heads,
+    )
+
+
+def fam(size, fam_length=None, **changes):
+    fam_length = size.fam_length if fam_length is None else fam_length
+    return keras_fam.FAMBackbone(stock(size, **changes), size.block_size, size.memory_segments, fam_length)
+
+
+def bswa(size, **changes):
+    return fam(size, fam_length=0, **changes)
+
+
+def dense_bswa(size):
+    """KerasHub's own layers under the dense length x length mask of BSWA, as a user without this package has it."""
+    backbone = stock(size)
+    for layer in backbone.transformer_layers:
+
+        def mask(x, padding_mask, cache=None, cache_update_index=0):
+            places = ops.arange(ops.shape(x)[1])
+            distance = places[:, None] // size.block_size - places[None] // size.block_size
+            seen = ops.logical_and(places[:, None] >= places[None], distance <= size.memory_segments)
+            return ops.logical_and(seen[None], ops.cast(padding_mask, "bool")[:, None])
+
+        layer._compute_attention_mask = mask
+    return backbone
+
+
+MODELS = {"fam": fam, "bswa": bswa, "stock": stock, "dense_bswa": dense_bswa}
+
+
+def language_model(backbone, **compile_options):
+    """`backbone` as a language model that is compiled for training."""
+    if isinstance(backbone, keras_fam.FAMBackbone):
+        lm = keras_fam.FAMCausalLM(backbone)
+    else:
+        lm = keras_hub.models.GemmaCausalLM(backbone, preprocessor=None)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    lm.compile(optimizer=keras.optimizers.SGD(1e-3), loss=loss, sampler="greedy", **compile_options)
+    return lm
+
+
+def batch(size, length, rows=1):
+    """`(inputs, targets)` for `train_on_batch`; `inputs` alone for `predict_on_batch`."""
+    ids = np.random.default_rng(0).integers(0, size.vocabulary_size, (rows, length + 1)).astype("int32")
+    return {"token_ids": ids[:, :-1], "padding_mask": np.ones((rows, length), "int32")}, ids[:, 1:]

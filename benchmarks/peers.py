@@ -1,0 +1,83 @@
+"""A training step of this package and of the public implementations of other recurrent memories, at equal size.
+
+All read the same number of tokens in segments of `size.block_size`, with `size.fam_length` memory vectors where the
+method has vectors, and train every weight by plain gradient descent.
+"""
+
+import keras
+import models
+import numpy as np
+
+
+def fam(size, tokens):
+    lm = models.language_model(models.fam(size))
+    inputs, targets = models.batch(size, tokens)
+    return lambda: lm.train_on_batch(inputs, targets), lm.count_params()
+
+
+def _peer(wrapper, loss_of, tokens, vocabulary_size):
+    """`loss_of(wrapper, ids)` is differentiated here, or returns None if it has been already."""
+    import torch
+
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, vocabulary_size, (1, tokens + 1)))
+    optimizer = torch.optim.SGD(wrapper.parameters(), 1e-3)
+
+    def step():
+        optimizer.zero_grad()
+        loss = loss_of(wrapper, ids)
+        if loss is not None:
+            loss.backward()
+        optimizer.step()
+
+    return step, sum(p.numel() for p in wrapper.parameters())
+
+
+def infini(size, tokens):
+    from infini_transformer_pytorch import InfiniTransformer, InfiniTransformerWrapper
+
+    model = InfiniTransformer(
+        num_tokens=size.vocabulary_size,
+        dim=size.hidden_dim,
+        depth=size.num_layers,
+        dim_head=size.hidden_dim // size.num_heads,
+        heads=size.num_heads,
+    )
+    wrapper = InfiniTransformerWrapper(model, segment_length=size.block_size)
+    return _peer(wrapper, lambda w, ids: w(ids, backward=True) and None, tokens, size.vocabulary_size)
+
+
+def recurrent_memory(size, tokens):
+    from recurrent_memory_transformer_pytorch import RecurrentMemoryTransformer, RecurrentMemoryTransformerWrapper
+
+    model = RecurrentMemoryTransformer(
+        num_tokens=size.vocabulary_size,
+        dim=size.hidden_dim,
+        depth=size.num_layers,
+        dim_head=size.hidden_dim // size.num_heads,
+        heads=size.num_heads,
+        num_memory_tokens=size.fam_length,
+        seq_len=size.block_size,
+    )
+    wrapper = RecurrentMemoryTransformerWrapper(model)
+    return _peer(wrapper, lambda w, ids: w(ids, return_loss=True)[0], tokens, size.vocabulary_size)
+
+
+def block_recurrent(size, tokens):
+    from block_recurrent_transformer_pytorch import BlockRecurrentTransformer, RecurrentTrainerWrapper
+
+    model = BlockRecurrentTransformer(
+        num_tokens=size.vocabulary_size,
+        dim=size.hidden_dim,
+        depth=size.num_layers,
+        dim_head=size.hidden_dim // size.num_heads,
+        heads=size.num_heads,
+        max_seq_len=size.block_size,
+        block_width=size.block_size,
+        num_state_vectors=size.fam_length,
+    )
+    return _peer(RecurrentTrainerWrapper(model), lambda w, ids: w(ids), tokens, size.vocabulary_size)
+
+
+STEPS = {"keras_fam": fam}
+if keras.config.backend() == "torch":
+    STEPS.update(infini=infini, recurrent_memory=recurrent_memory, block_recurrent=block_recurrent)

@@ -1,0 +1,109 @@
+"""The token half of Algorithm 2: every block's tokens against their memory segments, FAM and their own past."""
+
+import keras
+from keras import ops
+
+from keras_fam.ops import fold_blocks, spread_seed, token_mask
+
+
+def attend_blocks(attention, query, key, value, valid, fam=None, seed=None):
+    """Token t: Attention(q_t, [K_{tau-m} .. K_{tau-1}, Kf, K_tau up to t]), for every token of every block.
+
+    Blocks before the m-th see fewer segments, so they are attended to one by one; so are all others, but on jax, where
+    one compiled loop runs over the rest, and where tensorflow does not know how many there are: there all blocks, with
+    m empty ones in front, go into the batch.
+
+    Args:
+        attention: `FeedbackAttention`.
+        query: `[b, n, B, h, c]`, rotated.
+        key, value: `[b, n, B, k, c]`, the key rotated.
+        valid: bool `[b, n, B]`, False for padding, or None.
+        fam: `(Kf, Vf)`, each `[b, n, N, k, c]` as each block's tokens see them, or None for BSWA.
+        seed: drawn seed for the dropout of the attention weights, or None.
+
+    Returns:
+        `[b, n, B, h, c]`.
+    """
+    blocks, segments = query.shape[1], attention.memory_segments
+    seeds = spread_seed(seed, ops.shape(query)[1])
+    if blocks is None:
+        single = 0
+    elif keras.config.backend() == "jax":
+        single = min(segments, blocks)
+    else:
+        single = blocks
+    attended = []
+    if single:
+        attended.append(_one_by_one(attention, query, key, value, valid, fam, seeds, single))
+    if blocks is None or single < blocks:
+        attended.append(_all_alike(attention, query, key, value, valid, fam, seeds, single))
+    return attended[0] if len(attended) == 1 else ops.concatenate(attended, axis=1)
+
+
+def _one_by_one(attention, query, key, value, valid, fam, seeds, count):
+    query, key, value = (ops.unstack(x[:, :count], num=count, axis=1) for x in (query, key, value))
+    fam = None if fam is None else [ops.unstack(x[:, :count], num=count, axis=1) for x in fam]
+    attended = []
+    for block in range(count):
+        first = max(0, block - attention.memory_segments)
+        window_key, window_value = ([*map(attention.memory, x[first:block]), x[block]] for x in (key, value))
+        if fam is not None:
+            window_key, window_value = [*window_key, fam[0][block]], [*window_value, fam[1][block]]
+        window_valid = None if valid is None else ops.reshape(valid[:, first : block + 1], (ops.shape(valid)[0], -1))
+        mask = _mask(attention, block - first, window_valid, None if fam is None else fam[0][block])
+        seed = None if seeds is None else seeds[block]
+        keys, values = (x[0] if len(x) == 1 else ops.concatenate(x, axis=1) for x in (window_key, window_value))
+        attended.append(attention.attend(query[block], keys, values, mask, seed))
+    return ops.stack(attended, axis=1)
+
+
+def _all_alike(attention, query, key, value, valid, fam, seeds, first):
+    """Blocks from `first` on, each behind m whole segments, that may be empty."""
+    segments = attention.memory_segments
+    count = ops.shape(query)[1] - first
+    if valid is None and first < segments:
+        valid = ops.ones(ops.shape(key)[:3], "bool")
+
+    def windows(x, recall=None):
+        nothing = ops.zeros((ops.shape(x)[0], segments - first, *x.shape[2:]), x.dtype)
+        x = x if first == segments else ops.concatenate([nothing, x], axis=1)
+        parts = [x[:, segment : segment + count] for segment in range(segments + 1)]
+        if recall is not None:
+            parts = [*map(recall, parts[:-1]), parts[-1]]
+        return ops.concatenate(parts, axis=2) if segments else parts[0]
+
+    xs = {
+        "query": query[:, first:],
+        "key": windows(key, attention.memory),
+        "value": windows(value, attention.memory),
+    }
+    if fam is not None:
+        xs["key"], xs["value"] = (ops.concatenate([xs[n], x[:, first:]], axis=2) for n, x in zip(("key", "value"), fam))
+    if valid is not None:
+        xs["valid"] = windows(valid)
+
+    def attend(xs):
+        mask = _mask(attention, segments, xs.get("valid"), None if fam is None else fam[0][:, 0])
+        return attention.attend(xs["query"], xs["key"], xs["value"], mask, xs.get("seed"))
+
+    if keras.config.backend() == "jax":
+        xs = {name: ops.swapaxes(x, 0, 1) for name, x in xs.items()}
+        if seeds is not None:
+            xs["seed"] = seeds[first:]
+        return ops.swapaxes(ops.map(attend, xs), 0, 1)
+    xs = {name: fold_blocks(x) for name, x in xs.items()}
+    if seeds is not None:
+        xs["seed"] = seeds[0]
+    return ops.reshape(attend(xs), ops.shape(query))
+
+
+def _mask(attention, segments, valid, fam):
+    """bool `[1 or b, B, (segments + 1) * B + N]`: what a block's tokens see."""
+    size = attention.block_size
+    places = ops.arange(-segments * size, size)
+    mask = token_mask(ops.arange(size), places, attention.sliding_window_size)[None]
+    if valid is not None:
+        mask = ops.logical_and(mask, valid[:, None])
+    if fam is None:
+        return mask
+    return ops.concatenate([mask, ops.ones((ops.shape(mask)[0], size, fam.shape[1]), "bool")], axis=2)

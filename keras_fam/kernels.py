@@ -1,0 +1,140 @@
+"""Attention(q, K, V) of one set of queries, by what is fastest on the backend at hand.
+
+The choices were measured: see `benchmarks/`. All of them take grouped queries without repeating keys.
+"""
+
+import keras
+from keras import ops
+
+from keras_fam.ops import seeded_dropout
+from keras_fam.types import Tensor
+
+# Large enough to vanish after softmax in float32, small enough not to overflow when soft caps or biases are added.
+MASKED_SCORE = -1e9
+# On jax's CPU: from this many scores a head on, one head after another beats all heads at once.
+SCORES_FOR_SINGLE_HEADS = 1 << 16
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scale: float,
+    soft_cap: float | None = None,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:
+    """Attention(q, K, V), for tokens and for FAM alike.
+
+    Args:
+        query: `[b, t, h, c]`.
+        key, value: `[b, s, k, c]`, h a multiple of k.
+        mask: bool, broadcastable to `[b, t, s]`; True is visible. A query that sees nothing gets zeros.
+        scale: float.
+        soft_cap: float or None. Gemma 2's `cap * tanh(scores / cap)`.
+        dropout: float, rate on the attention weights; needs `seed`.
+        seed: a seed drawn by `keras.random.SeedGenerator.next()`, or None for no dropout.
+
+    Returns:
+        `[b, t, h, c]` in the dtype of `value`.
+    """
+    seed = seed if dropout else None
+    backend = keras.config.backend()
+    if backend == "torch" and soft_cap is None and seed is None:
+        attended = _fused_torch(query, key, value, mask, scale)
+    elif backend == "jax" and seed is None and _one_head_at_a_time(query, key):
+        attended = _single_heads_jax(query, key, value, mask, scale, soft_cap)
+    else:
+        return weigh(attention_scores(query, key, scale, soft_cap), value, mask, dropout, seed)
+    return _zeros_where_blind(attended, mask)
+
+
+def attention_scores(query: Tensor, key: Tensor, scale: float, soft_cap: float | None = None) -> Tensor:
+    """Scaled, optionally soft-capped scores: `[b, t, h, c]` and `[b, s, k, c]` to float32 `[b, k, g, t, s]`."""
+    batch, length, heads, head_dim = ops.shape(query)
+    key_heads = key.shape[2]
+    groups = heads // key_heads
+    query = ops.reshape(query * scale, (batch, length, key_heads, groups, head_dim))
+    query = ops.reshape(ops.transpose(query, (0, 2, 3, 1, 4)), (batch, key_heads, groups * length, head_dim))
+    scores = ops.matmul(query, ops.transpose(key, (0, 2, 3, 1)))
+    scores = ops.cast(ops.reshape(scores, (batch, key_heads, groups, length, ops.shape(key)[1])), "float32")
+    return _cap(scores, soft_cap)
+
+
+def weigh(scores: Tensor, value: Tensor, mask: Tensor, dropout: float = 0.0, seed: Tensor | None = None) -> Tensor:
+    """Masked softmax and the weighted sum of values.
+
+    Args:
+        scores: float32 `[b, k, g, t, s]`.
+        value: `[b, s, k, c]`.
+        mask, dropout, seed: see `attend`.
+
+    Returns:
+        `[b, t, h, c]` in the dtype of `value`.
+    """
+    batch, key_heads, groups, length, slots = ops.shape(scores)
+    weights = ops.softmax(scores + _bias(mask, "float32")[:, None, None], axis=-1)
+    weights = seeded_dropout(ops.cast(weights, value.dtype), dropout, seed)
+    weights = ops.reshape(weights, (batch, key_heads, groups * length, slots))
+    attended = ops.matmul(weights, ops.transpose(value, (0, 2, 1, 3)))
+    attended = ops.reshape(attended, (batch, key_heads, groups, length, value.shape[-1]))
+    attended = ops.reshape(ops.transpose(attended, (0, 3, 1, 2, 4)), (batch, length, key_heads * groups, value.shape[-1]))
+    return _zeros_where_blind(attended, mask)
+
+
+def _cap(scores, soft_cap):
+    return scores if soft_cap is None else ops.tanh(scores / soft_cap) * soft_cap
+
+
+def _bias(mask, dtype):
+    return ops.cast(ops.where(mask, 0.0, MASKED_SCORE), dtype)
+
+
+def _zeros_where_blind(attended, mask):
+    """A query without one visible key has averaged what it must not see: give it zeros."""
+    sees = ops.any(mask, axis=-1)
+    return ops.where(sees[:, :, None, None], attended, ops.zeros_like(attended))
+
+
+def _fused_torch(query, key, value, mask, scale):
+    """torch's own kernel, which never holds all scores; `ops.dot_product_attention` would repeat keys and values."""
+    from torch.nn.functional import scaled_dot_product_attention
+
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    grouped = query.shape[1] != key.shape[1]
+    if grouped and query.device.type != "cpu":  # The kernels that take a mask there want as many keys as queries.
+        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
+        grouped = False
+    bias = _bias(mask, query.dtype)[:, None]
+    attended = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale, enable_gqa=grouped)
+    return attended.transpose(1, 2)
+
+
+def _one_head_at_a_time(query, key):
+    import jax
+
+    return jax.default_backend() == "cpu" and query.shape[1] * key.shape[1] >= SCORES_FOR_SINGLE_HEADS
+
+
+def _single_heads_jax(query, key, value, mask, scale, soft_cap):
+    """XLA's CPU multiplies single matrices on all cores and stacks of them on one; the scores are not kept."""
+    import jax
+
+    (batch, length, heads, head_dim), (_, slots, key_heads, _) = query.shape, key.shape
+    groups = heads // key_heads
+    bias = jax.numpy.broadcast_to(_bias(mask, "float32"), (mask.shape[0], length, slots))
+
+    @jax.checkpoint
+    def head(index, query, key, value):
+        row = bias[0] if bias.shape[0] == 1 else bias[index // key_heads]
+        scores = _cap(jax.numpy.matmul(query * scale, key.T).astype("float32"), soft_cap)
+        weights = jax.nn.softmax(scores.reshape(groups, length, slots) + row, axis=-1).astype(value.dtype)
+        return weights.reshape(groups * length, slots) @ value
+
+    query = query.reshape(batch, length, key_heads, groups, head_dim).transpose(0, 2, 3, 1, 4)
+    query = query.reshape(batch * key_heads, groups * length, head_dim)
+    key, value = (x.transpose(0, 2, 1, 3).reshape(batch * key_heads, slots, head_dim) for x in (key, value))
+    attended = jax.lax.map(lambda xs: head(*xs), (jax.numpy.arange(batch * key_heads), query, key, value))
+    attended = attended.reshape(batch, key_heads, groups, length, head_dim).transpose(0, 3, 1, 2, 4)
+    return attended.reshape(batch, length, heads, head_dim)
