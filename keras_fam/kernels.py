@@ -12,7 +12,7 @@ from keras_fam.types import Tensor
 # Large enough to vanish after softmax in float32, small enough not to overflow when soft caps or biases are added.
 MASKED_SCORE = -1e9
 # On jax's CPU: from this many scores a head on, one head after another beats all heads at once.
-SCORES_FOR_SINGLE_HEADS = 1 << 16
+SCORES_FOR_SINGLE_HEADS = 1 << 17
 
 
 def attend(
@@ -79,7 +79,9 @@ def weigh(scores: Tensor, value: Tensor, mask: Tensor, dropout: float = 0.0, see
     weights = ops.reshape(weights, (batch, key_heads, groups * length, slots))
     attended = ops.matmul(weights, ops.transpose(value, (0, 2, 1, 3)))
     attended = ops.reshape(attended, (batch, key_heads, groups, length, value.shape[-1]))
-    attended = ops.reshape(ops.transpose(attended, (0, 3, 1, 2, 4)), (batch, length, key_heads * groups, value.shape[-1]))
+    attended = ops.reshape(
+        ops.transpose(attended, (0, 3, 1, 2, 4)), (batch, length, key_heads * groups, value.shape[-1])
+    )
     return _zeros_where_blind(attended, mask)
 
 
@@ -126,15 +128,18 @@ def _single_heads_jax(query, key, value, mask, scale, soft_cap):
     bias = jax.numpy.broadcast_to(_bias(mask, "float32"), (mask.shape[0], length, slots))
 
     @jax.checkpoint
-    def head(index, query, key, value):
-        row = bias[0] if bias.shape[0] == 1 else bias[index // key_heads]
+    def head(query, key, value, bias):
         scores = _cap(jax.numpy.matmul(query * scale, key.T).astype("float32"), soft_cap)
-        weights = jax.nn.softmax(scores.reshape(groups, length, slots) + row, axis=-1).astype(value.dtype)
-        return weights.reshape(groups * length, slots) @ value
+        return jax.nn.softmax(scores + bias, axis=-1).astype(value.dtype) @ value
+
+    def group(xs):
+        index, queries, key, value = xs
+        row = bias[0] if bias.shape[0] == 1 else bias[index // key_heads]
+        return jax.lax.map(lambda query: head(query, key, value, row), queries)
 
     query = query.reshape(batch, length, key_heads, groups, head_dim).transpose(0, 2, 3, 1, 4)
-    query = query.reshape(batch * key_heads, groups * length, head_dim)
+    query = query.reshape(batch * key_heads, groups, length, head_dim)
     key, value = (x.transpose(0, 2, 1, 3).reshape(batch * key_heads, slots, head_dim) for x in (key, value))
-    attended = jax.lax.map(lambda xs: head(*xs), (jax.numpy.arange(batch * key_heads), query, key, value))
+    attended = jax.lax.map(group, (jax.numpy.arange(batch * key_heads), query, key, value))
     attended = attended.reshape(batch, key_heads, groups, length, head_dim).transpose(0, 3, 1, 2, 4)
     return attended.reshape(batch, length, heads, head_dim)

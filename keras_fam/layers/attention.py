@@ -1,6 +1,5 @@
 """The attention half of a TransformerFAM decoder layer."""
 
-import functools
 from typing import Any
 
 import keras
@@ -16,6 +15,7 @@ from keras_fam.checks import (
     check_positive,
 )
 from keras_fam.kernels import attend
+from keras_fam.layers.rematerialize import RematerializesPurely
 from keras_fam.rotary import block_rotations, rotation, turn
 from keras_fam.sequence import attend_sequence
 from keras_fam.types import Tensor
@@ -27,7 +27,7 @@ def keras_mask(x):
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FeedbackAttention(keras.layers.Layer):
+class FeedbackAttention(RematerializesPurely, keras.layers.Layer):
     """Block sliding window attention with Feedback Attention Memory (paper, Algorithm 2).
 
     In block tau, with queries, keys and values `Q, K, V` of its tokens and `Qf, Kf, Vf` of the FAM before it:
@@ -199,14 +199,10 @@ class FeedbackAttention(keras.layers.Layer):
     def call(
         self, inputs: Tensor, fam: Tensor | None = None, inputs_mask: Tensor | None = None, training: bool | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        return self._call(lambda compute: compute, inputs, fam, inputs_mask, training)
+        return self.call_around(lambda compute: compute, inputs, fam, inputs_mask, training)
 
-    def rematerialized_call(self, layer_call, *args, **kwargs):
-        """Keras's hook for `keras.RematScope`: the seed is drawn outside of what is computed twice."""
-        rematerialize = super().rematerialized_call
-        return functools.partial(self._call, lambda compute: rematerialize(compute, *args, **kwargs))
-
-    def _call(self, rematerialize, inputs, fam=None, inputs_mask=None, training=None):
+    def call_around(self, rematerialize, inputs, fam=None, inputs_mask=None, training=None):
+        """`call`, with all but the drawing of seeds inside `rematerialize`."""
         inputs_mask = keras_mask(inputs) if inputs_mask is None else inputs_mask
         self.check_call(inputs, fam, inputs_mask)
         seed = self.draw_seed(training)

@@ -1,6 +1,5 @@
 """A whole Transformer decoder layer with Feedback Attention Memory."""
 
-import functools
 from typing import Any
 
 import keras
@@ -8,6 +7,7 @@ from keras import ops
 
 from keras_fam.checks import check_flag, check_integer, check_layer_shapes, check_positive
 from keras_fam.layers.attention import FeedbackAttention, keras_mask
+from keras_fam.layers.rematerialize import RematerializesPurely, rematerialize_blocks_alone
 from keras_fam.ops import seeded_dropout
 from keras_fam.sequence import attend_sequence
 from keras_fam.types import Tensor
@@ -16,7 +16,7 @@ NORMALIZATIONS = {"rms_norm": keras.layers.RMSNormalization, "layer_norm": keras
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FAMDecoderBlock(keras.layers.Layer):
+class FAMDecoderBlock(RematerializesPurely, keras.layers.Layer):
     """A pre-norm decoder layer with Feedback Attention Memory (paper, Algorithm 2).
 
         A   = Attention(norm(I), memory segments, FAM) + I;    O_tau = FF(norm(A)) + A
@@ -151,6 +151,7 @@ class FAMDecoderBlock(keras.layers.Layer):
         self.pre_ffw_norm, self.post_ffw_norm = pre_ffw_norm, post_ffw_norm
         self.ffw_gating, self.ffw_gating_2, self.ffw_linear = ffw_gate or ffw_in, ffw_gate and ffw_in, ffw_out
         self.attention_dropout, self.feedforward_dropout = attention_dropout, feedforward_dropout
+        rematerialize_blocks_alone(self)
         self.built = True
 
     def build(self, inputs_shape, fam_shape=None):
@@ -188,6 +189,7 @@ class FAMDecoderBlock(keras.layers.Layer):
         self.attention_dropout, self.feedforward_dropout = (
             keras.layers.Dropout(self.dropout, dtype=self.dtype_policy) if self.dropout else None for _ in range(2)
         )
+        rematerialize_blocks_alone(self)
 
     def keep_last_fam(self, fam_length, hidden_dim):
         """Random state passing: adds the non-trainable weight in which a training step leaves row 0's last FAM."""
@@ -205,14 +207,10 @@ class FAMDecoderBlock(keras.layers.Layer):
         passed: Tensor | None = None,
         training: bool | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        return self._call(lambda compute: compute, inputs, fam, inputs_mask, passed, training)
+        return self.call_around(lambda compute: compute, inputs, fam, inputs_mask, passed, training)
 
-    def rematerialized_call(self, layer_call, *args, **kwargs):
-        """Keras's hook for `keras.RematScope`: what draws or assigns stays outside of what is computed twice."""
-        rematerialize = super().rematerialized_call
-        return functools.partial(self._call, lambda compute: rematerialize(compute, *args, **kwargs))
-
-    def _call(self, rematerialize, inputs, fam=None, inputs_mask=None, passed=None, training=None):
+    def call_around(self, rematerialize, inputs, fam=None, inputs_mask=None, passed=None, training=None):
+        """`call`, with all but the drawing of seeds and the keeping of the last FAM inside `rematerialize`."""
         inputs_mask = keras_mask(inputs) if inputs_mask is None else inputs_mask
         self.attention.check_call(inputs, fam, inputs_mask)
         attention_seed, seeds = self._draw_seeds(training)

@@ -16,6 +16,7 @@ from keras_fam.checks import (
 from keras_fam.families import family_of
 from keras_fam.layers.positions import LearnedPlaces
 from keras_fam.layers.prompt import FAMPrompt
+from keras_fam.layers.rematerialize import rematerialize_blocks_alone
 from keras_fam.layers.state_passing import RandomStatePassing
 from keras_fam.models.lora import LoRAWeights
 from keras_fam.models.memory import MEMORY_ARGUMENTS, check_memory
@@ -126,6 +127,7 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
             "padding_mask": keras.Input((None,), dtype="int32", name="padding_mask"),
         }
         super().__init__(inputs=inputs, outputs=self.hidden_states(**inputs), **kwargs)
+        rematerialize_blocks_alone(self)
         self.dtype_policy = backbone.dtype_policy
 
         # === Config ===

@@ -8,6 +8,7 @@ import keras_hub
 from keras import ops
 
 from keras_fam.checks import check_keywords, check_padding_mask, check_token_ids
+from keras_fam.layers.rematerialize import rematerialize_blocks_alone
 from keras_fam.models.backbone import FAMBackbone
 from keras_fam.models.generation import generate_tokens
 from keras_fam.models.presets import SavesWhole, load_task, save_preset
@@ -68,6 +69,7 @@ class FAMCausalLM(SavesWhole, keras_hub.models.CausalLM):
         inputs = backbone.input
         outputs = backbone.token_embedding(backbone(inputs), reverse=True)
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
+        rematerialize_blocks_alone(self)
 
     def __call__(self, inputs, *args, **kwargs):
         if isinstance(inputs, dict) and {"token_ids", "padding_mask"} <= set(inputs):

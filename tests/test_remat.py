@@ -1,0 +1,72 @@
+"""`keras.RematScope`: the same losses and gradients, dropout included, and the same passed-on memory."""
+
+import keras
+import numpy as np
+import pytest
+from utils import GPT2_LIKE, fam_backbone, inputs, numpy, token_ids
+
+import keras_fam
+
+BACKEND = keras.config.backend()
+
+
+def fit_weights(family, mode, steps=3, length=18, **options):
+    """All weights after some steps of `fit`."""
+    keras.utils.set_random_seed(7)
+    with keras.RematScope(**mode):
+        lm = keras_fam.FAMCausalLM(fam_backbone(family, **options))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    lm.compile(optimizer=keras.optimizers.SGD(0.01), loss=loss, jit_compile=BACKEND == "jax")
+    ids = token_ids(2 * steps, length + 1)
+    history = lm.fit(inputs(ids[:, :-1]), ids[:, 1:], batch_size=2, epochs=1, shuffle=False, verbose=0)
+    return history.history["loss"], [numpy(v) for v in lm.weights]
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        dict(mode="full"),
+        dict(mode="list_of_layers", layer_names=["decoder_block_0", "transformer_layer_1"]),
+        dict(mode="larger_than", output_size_threshold=1),
+    ],
+    ids=lambda mode: mode["mode"],
+)
+@pytest.mark.parametrize("family", ["gemma2", "gpt2"])
+def test_training_is_the_same_with_and_without(family, mode):
+    options = dict(random_state_passing=0.5, stock={"dropout": 0.3})
+    loss, weights = fit_weights(family, mode, **options)
+    plain_loss, plain_weights = fit_weights(family, dict(mode=None), **options)
+    np.testing.assert_allclose(loss, plain_loss, rtol=1e-5)
+    for value, plain in zip(weights, plain_weights):
+        np.testing.assert_allclose(value, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_alone_are_rematerialised():
+    with keras.RematScope("full"):
+        backbone = fam_backbone("gpt2")
+    lm = keras_fam.FAMCausalLM(backbone)
+    modes = {layer.name: layer._remat_mode for layer in lm._flatten_layers()}
+    marked = {name for name, mode in modes.items() if mode is not None}
+    assert marked == {layer.name for layer in backbone.transformer_layers}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_a_layer_of_its_own(dropout):
+    def model(mode):
+        keras.utils.set_random_seed(3)
+        with keras.RematScope(mode):
+            block = keras_fam.FAMDecoderBlock(
+                **{**GPT2_LIKE, "dropout": dropout}, num_query_heads=4, head_dim=6, intermediate_dim=12, block_size=4
+            )
+        ids = keras.Input((None,), dtype="int32", name="token_ids")
+        x = keras.layers.Embedding(50, 8)(ids)
+        x, _ = block(x, keras_fam.FAMPrompt(fam_length=3)(x))
+        model = keras.Model(ids, keras.layers.Dense(50)(x))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer=keras.optimizers.SGD(0.01), loss=loss, jit_compile=BACKEND == "jax")
+        ids = token_ids(6, 15)
+        model.fit(ids[:, :-1], ids[:, 1:], batch_size=2, shuffle=False, verbose=0)
+        return [numpy(v) for v in model.weights]
+
+    for value, plain in zip(model("full"), model(None)):
+        np.testing.assert_allclose(value, plain, rtol=1e-4, atol=1e-5)
