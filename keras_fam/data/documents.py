@@ -18,10 +18,11 @@ Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
 class DocumentStream(keras.utils.PyDataset):
     """Batches in which each row reads on through whole documents: row i of batch t + 1 continues row i of batch t.
 
-    It is for training with carried memory (the paper's section 2.3). Every file is one document. A document begins
-    at the start of a batch and its last batch is padded; then its row takes its next document. Documents are dealt to
-    rows once, by file size, so that rows end at about the same time; a row that has ended is padding until all have.
-    Files are read and tokenized piece by piece: what is held of a document is some `chunk_size` characters.
+    It is for training and scoring with memory that is carried from batch to batch. Every file is one document. A
+    document begins at the start of a batch and its last batch is padded; then its row takes its next document.
+    Documents are dealt to rows once, by file size, so that rows end at about the same time; a row that has ended is
+    padding until all have. Files are read and tokenized piece by piece: what is held of a document is some `chunk_size`
+    characters.
 
     Batches are `(inputs, targets, weights)`, with L the sequence length: inputs a dict of `"token_ids"` and
     `"padding_mask"`, int32 `[batch_size, L]`, and `"document_start"`, int32 `[batch_size]`, 1 for rows that begin a

@@ -38,8 +38,8 @@ class PassKeyStream(keras.utils.PyDataset):
     def __getitem__(self, index):
         index = check_integer("index", index, 0)
         rng, restarts, _, _ = self._draw(index)
-        began, keys, phases = self._texts(index)
-        phases = phases + (index - began) * self.blocks * self.task.block_size
+        keys, phases = self._texts(index)
+        phases = phases + index * self.blocks * self.task.block_size
         question_rate = rng.choice(self.question_rates, self.batch_size)
         token_ids, targets, weights = self.task._write(rng, self.blocks, keys, phases, restarts, question_rate)
         inputs = {
@@ -56,20 +56,19 @@ class PassKeyStream(keras.utils.PyDataset):
         return rng, restarts, self.task._new_keys(rng, self.batch_size), self.task._new_phases(rng, self.batch_size)
 
     def _texts(self, index):
-        """For each row of a batch the batch where its text began, its key, and its phase there."""
-        began = np.full(self.batch_size, -1)
-        keys = np.zeros((self.batch_size, self.task.key_length), int)
-        phases = np.zeros(self.batch_size, int)
-        latest = self._latest
+        """The key and the phase that each row of a batch drew when its text began, at this batch or before."""
+        keys, phases = np.zeros((self.batch_size, self.task.key_length), int), np.zeros(self.batch_size, int)
+        missing, latest = np.ones(self.batch_size, bool), self._latest
         for step in range(index, -1, -1):
             if latest is not None and latest[0] == step:
-                _, begins, new_keys, new_phases = latest
-                found = began < 0
+                _, new_keys, new_phases = latest
+                found = missing
             else:
                 _, restarts, new_keys, new_phases = self._draw(step)
-                begins, found = np.full(self.batch_size, step), restarts & (began < 0)
-            began[found], keys[found], phases[found] = begins[found], new_keys[found], new_phases[found]
-            if (began >= 0).all():
+                found = restarts & missing
+            keys[found], phases[found] = new_keys[found], new_phases[found]
+            missing = missing & ~found
+            if not missing.any():
                 break
-        self._latest = (index, began, keys, phases)
-        return began, keys, phases
+        self._latest = (index, keys, phases)
+        return keys, phases
