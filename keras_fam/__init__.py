@@ -1,5 +1,6 @@
 """TransformerFAM's working memory for Keras 3, on jax, tensorflow and torch."""
 
+from keras_fam import data
 from keras_fam._version import __version__
 from keras_fam.callbacks import RandomStatePassingSchedule
 from keras_fam.families import register_family
@@ -19,6 +20,7 @@ __all__ = [
     "LayerState",
     "RandomStatePassingSchedule",
     "StreamState",
+    "data",
     "load_state",
     "register_family",
     "save_state",

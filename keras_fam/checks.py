@@ -166,3 +166,50 @@ def check_padding_mask(padding_mask, token_ids, name="padding_mask"):
             f"`{name}` must have the shape of `token_ids`, {expected}. Received: {name} of shape {received}."
         )
     return padding_mask
+
+
+def check_weight(name, value):
+    """Raises TypeError if `value` is no number, ValueError if it is below 0 or not finite."""
+    _check_number(name, value)
+    if not 0.0 <= value < float("inf"):
+        raise ValueError(f"`{name}` must be at least 0 and finite. Received: {name}={value}.")
+    return float(value)
+
+
+def check_probabilities(name, value, count=None):
+    """One probability, or a sequence of them: of `count` if that is given, and at least one.
+
+    Returns:
+        float array, `[1]` for one probability, else `[count]`.
+    """
+    if np.ndim(value) == 0:
+        return np.array([check_probability(name, value)])
+    shape = np.shape(value)
+    if len(shape) != 1 or shape[0] == 0 or (count is not None and shape[0] != count):
+        wanted = "[n] with n >= 1" if count is None else f"[{count}]"
+        raise ValueError(f"`{name}` must be a float or of shape {wanted}. Received: {name} of shape {shape}.")
+    return np.array([check_probability(name, each) for each in value])
+
+
+def check_generator(name, value):
+    """Raises TypeError if `value` is no `numpy.random.Generator`."""
+    if not isinstance(value, np.random.Generator):
+        raise TypeError(
+            f"`{name}` must be a numpy.random.Generator, e.g. np.random.default_rng(0). Received: {name}={value!r} "
+            f"of type {type(value).__name__}."
+        )
+    return value
+
+
+def check_sequence(name, token_ids):
+    """Token ids of one text: rank 1 and an integer dtype.
+
+    Returns:
+        int32 array `[length]`.
+    """
+    token_ids = ops.convert_to_numpy(token_ids) if ops.is_tensor(token_ids) else np.asarray(token_ids)
+    if token_ids.ndim != 1:
+        raise ValueError(f"`{name}` must have rank 1, [length]. Received: {name} of shape {token_ids.shape}.")
+    if token_ids.size and token_ids.dtype.kind not in "iu":  # an empty list has no dtype of its own
+        raise TypeError(f"`{name}` must hold integers. Received: {name} of dtype {token_ids.dtype}.")
+    return token_ids.astype("int32")
