@@ -1,6 +1,8 @@
-"""One measurement in a process of its own: `KERAS_BACKEND=jax python benchmarks/measure.py NAME '{"argument": value}'`.
+"""One measurement in a process of its own, printed as one line of JSON.
 
-Prints one line of JSON. `run.py` calls this for every measurement, so that peak memory is that of the measurement alone.
+    KERAS_BACKEND=jax python benchmarks/measure.py speed '{"names": ["fam"], "length": 2048, "mode": "train"}'
+
+`run.py` starts one such process for every measurement, so that peak memory is that of the measurement alone.
 """
 
 import json
@@ -78,17 +80,15 @@ def speed_by_length(size, name, lengths, mode, repeats):
     return in_turn({str(length): step_of(lm, size, length, mode) for length in lengths}, repeats)
 
 
-def memory(size, name, length, mode, remat=False):
-    """MiB by which the process grows in the first two steps, the compilation included, and seconds of the second."""
+def memory(size, name, length, mode, repeats, remat=False):
+    """MiB by which the process grows in the first step, the compilation included, and seconds of later ones."""
     with keras.RematScope("full" if remat else None):
         lm = models.language_model(models.MODELS[name](size))
+    step_of(lm, size, size.block_size // 8, mode)()  # What any first step loads and builds is not this length's.
     step = step_of(lm, size, length, mode)
-    step_of(lm, size, size.block_size // 8, mode)()  # what is loaded and built at the first step is not the step's
     with PeakMemory() as peak:
-        step()
-        start = time.perf_counter()
-        step()
-    return {"mib": peak.mib, "seconds": time.perf_counter() - start}
+        seconds = in_turn({name: step}, repeats)[name]
+    return {"mib": peak.mib, "seconds": seconds}
 
 
 def stream(size, tokens, chunk):

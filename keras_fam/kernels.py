@@ -62,26 +62,31 @@ def attention_scores(query: Tensor, key: Tensor, scale: float, soft_cap: float |
     return _cap(scores, soft_cap)
 
 
-def weigh(scores: Tensor, value: Tensor, mask: Tensor, dropout: float = 0.0, seed: Tensor | None = None) -> Tensor:
+def weigh(
+    scores: Tensor, values: Tensor | list[Tensor], mask: Tensor, dropout: float = 0.0, seed: Tensor | None = None
+) -> Tensor:
     """Masked softmax and the weighted sum of values.
 
     Args:
         scores: float32 `[b, k, g, t, s]`.
-        value: `[b, s, k, c]`.
+        values: `[b, s, k, c]`, or a list of such parts, together of length s; they are not put together.
         mask, dropout, seed: see `attend`.
 
     Returns:
-        `[b, t, h, c]` in the dtype of `value`.
+        `[b, t, h, c]` in the dtype of the values.
     """
-    batch, key_heads, groups, length, slots = ops.shape(scores)
+    values = values if isinstance(values, list) else [values]
+    (batch, key_heads, groups, length, slots), head_dim = ops.shape(scores), values[0].shape[-1]
     weights = ops.softmax(scores + _bias(mask, "float32")[:, None, None], axis=-1)
-    weights = seeded_dropout(ops.cast(weights, value.dtype), dropout, seed)
+    weights = seeded_dropout(ops.cast(weights, values[0].dtype), dropout, seed)
     weights = ops.reshape(weights, (batch, key_heads, groups * length, slots))
-    attended = ops.matmul(weights, ops.transpose(value, (0, 2, 1, 3)))
-    attended = ops.reshape(attended, (batch, key_heads, groups, length, value.shape[-1]))
-    attended = ops.reshape(
-        ops.transpose(attended, (0, 3, 1, 2, 4)), (batch, length, key_heads * groups, value.shape[-1])
-    )
+    attended, start = 0.0, 0
+    for value in values:
+        part = weights if len(values) == 1 else weights[..., start : start + value.shape[1]]
+        attended = attended + ops.matmul(part, ops.transpose(value, (0, 2, 1, 3)))
+        start += value.shape[1] or 0
+    attended = ops.reshape(attended, (batch, key_heads, groups, length, head_dim))
+    attended = ops.reshape(ops.transpose(attended, (0, 3, 1, 2, 4)), (batch, length, key_heads * groups, head_dim))
     return _zeros_where_blind(attended, mask)
 
 

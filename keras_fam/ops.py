@@ -77,6 +77,16 @@ def spread_seed(seed: Tensor | None, count: int | Tensor) -> Tensor | None:
     return ops.cast(seed, seed.dtype)[None] + ops.stack([ops.zeros_like(steps), steps], axis=1)
 
 
+def write(buffer: Tensor, start: Tensor, update: Tensor, in_place: bool = False) -> Tensor:
+    """`buffer` `[b, s, ...]` with `update` `[b, t, ...]` at place `start` of axis 1.
+
+    With `in_place`, torch writes into the buffer itself; jax and tensorflow decide by themselves, when they compile.
+    """
+    if in_place and keras.config.backend() == "torch":
+        return buffer.index_copy_(1, ops.cast(start + ops.arange(update.shape[1]), "int64"), update)
+    return ops.slice_update(buffer, [0, start, *[0] * (len(buffer.shape) - 2)], update)
+
+
 def split_blocks(x: Tensor, block_size: int, length: int | Tensor) -> Tensor:
     """Pads axis 1 to whole blocks and splits it: `[b, length, ...]` to `[b, n, B, ...]`.
 

@@ -1,14 +1,15 @@
 """The block-after-block form: pieces of at most a block through one layer, against buffers of fixed size.
 
-Keys lie in a ring of m+1 blocks, rotated to the places inside their own block, and are never moved or turned again;
-what turns is the query, once for each block of the ring, by how many blocks ago that one was.
+Keys lie in a ring of m+1 blocks, rotated to the places inside their own block. What else lies between a query and a key
+is how many blocks ago the key's was: single queries are turned by it, and for longer pieces the keys are turned back.
 """
 
 from keras import ops
 
 from keras_fam.feedback import FAM, identity, project_fam, update_fam
 from keras_fam.kernels import attention_scores, weigh
-from keras_fam.ops import token_mask
+from keras_fam.ops import token_mask, write
+from keras_fam.rotary import Rotation, turn
 from keras_fam.state import LayerState
 
 
@@ -32,7 +33,7 @@ def initial_layer_state(attention, fam, batch_size, normalize=identity):
     return LayerState(*fam, buffer, ops.zeros_like(buffer))
 
 
-def attend_piece(attention, x, state, valid, slot):
+def attend_piece(attention, x, state, valid, slot, in_place=False):
     """Token t: Attention(q_t, [K_{tau-m} .. K_{tau-1}, Kf, K_tau up to t]), for the tokens of one piece.
 
     Args:
@@ -41,6 +42,7 @@ def attend_piece(attention, x, state, valid, slot):
         state: `LayerState`.
         valid: bool `[b, (m+1) * B]`, real tokens in the buffer, this piece's included.
         slot: int scalar tensor, where the piece starts in the buffer.
+        in_place: bool. The arrays of `state` may be overwritten.
 
     Returns:
         `(outputs [b, t, d] without residual, LayerState)`.
@@ -49,23 +51,42 @@ def attend_piece(attention, x, state, valid, slot):
     places = slot % size + ops.arange(length)
     key, value = attention.project_key_value(x)
     state = state._replace(
-        key=ops.slice_update(state.key, [0, slot, 0, 0], attention.rotate(key, places)),
-        value=ops.slice_update(state.value, [0, slot, 0, 0], value),
+        key=write(state.key, slot, attention.rotate(key, places), in_place),
+        value=write(state.value, slot, value, in_place),
     )
     query = attention.project_query(x)
     age = (slot // size - ops.arange(rings)) % rings  # how many blocks ago each block of the ring was
+    key_places = ops.reshape(ops.arange(size)[None] - age[:, None] * size, (-1,))
+    mask = ops.logical_and(token_mask(places, key_places, attention.sliding_window_size)[None], valid[:, None])
+    mask = ops.concatenate([mask, ops.ones((ops.shape(mask)[0], length, state.fam.shape[1]), "bool")], axis=2)
+    attend = _attend_turning_queries if length == 1 else _attend_turning_keys
+    return attention.output_dense(attend(attention, query, state, mask, places, age)), state
+
+
+def _attend_turning_queries(attention, query, state, mask, places, age):
+    """Few queries: turn them, once for each block of the ring, and leave the buffers where they are."""
+    size = attention.block_size
 
     def scores(places, key):
         return attention_scores(attention.rotate(query, places), key, attention.scale, attention.logit_soft_cap)
 
-    all_scores = [scores(places + age[r] * size, state.key[:, r * size : (r + 1) * size]) for r in range(rings)]
-    all_scores.append(scores(places, state.fam_key))
-    key_places = ops.reshape(ops.arange(size)[None] - age[:, None] * size, (-1,))
-    mask = ops.logical_and(token_mask(places, key_places, attention.sliding_window_size)[None], valid[:, None])
-    mask = ops.concatenate([mask, ops.ones((ops.shape(mask)[0], length, state.fam.shape[1]), "bool")], axis=2)
+    parts = [scores(places + age[r] * size, state.key[:, r * size : (r + 1) * size]) for r in range(age.shape[0])]
+    parts.append(scores(places, state.fam_key))
+    return weigh(ops.concatenate(parts, axis=-1), [state.value, state.fam_value], mask)
+
+
+def _attend_turning_keys(attention, query, state, mask, places, age):
+    """Many queries: turn the keys back by their block's age, so that all lie in one row for the fastest kernel."""
+    rings, size, (_, slots, *heads) = age.shape[0], attention.block_size, state.key.shape
+    turns = attention.rotation(-age * size)
+    if turns is None:
+        key = state.key
+    else:
+        turns = Rotation(turns.cos[:, None], turns.sin[:, None])
+        key = ops.reshape(turn(ops.reshape(state.key, (-1, rings, size, *heads)), turns), (-1, slots, *heads))
+    key = ops.concatenate([key, state.fam_key], axis=1)
     value = ops.concatenate([state.value, state.fam_value], axis=1)
-    attended = weigh(ops.concatenate(all_scores, axis=-1), value, mask)
-    return attention.output_dense(attended), state
+    return attention.attend(attention.rotate(query, places), key, value, mask)
 
 
 def advance_layer(attention, state, valid, started, slot, normalize=identity, complete=None):

@@ -22,8 +22,8 @@ def rematerialize_blocks_alone(layer):
     A layer computed twice inside one that is computed twice saves nothing, and embeddings and dropout that are made in
     a `keras.RematScope` must not be.
     """
+    inside_pure = isinstance(layer, RematerializesPurely)
     for part in layer._flatten_layers():
-        if not isinstance(part, RematerializesPurely) or (
-            part is not layer and isinstance(layer, RematerializesPurely)
-        ):
+        keeps = part is layer if inside_pure else isinstance(part, RematerializesPurely)
+        if not keeps:
             part._remat_mode = None

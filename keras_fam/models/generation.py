@@ -10,11 +10,13 @@ def generate_tokens(lm, token_ids, padding_mask, stop_token_ids):
     # Start at the first index that some row has no token for.
     index = ops.min(ops.sum(ops.cast(padding_mask, "int32"), axis=-1))
     hidden_states, state = _read_prompt(lm, token_ids, index)
+    # The contrastive sampler goes back to the state before a token; all others only go on.
+    in_place = not isinstance(lm.sampler, keras_hub.samplers.ContrastiveSampler)
 
     def next(prompt, cache, index):
         batch_size = ops.shape(prompt)[0]
         token = ops.slice(prompt, [0, index - 1], [batch_size, 1])
-        hidden, cache = _read_token(lm.backbone, token, cache)
+        hidden, cache = _read_token(lm.backbone, token, cache, in_place)
         logits = lm.backbone.token_embedding(hidden, reverse=True)
         return ops.squeeze(logits, axis=1), ops.squeeze(hidden, axis=1), cache
 
@@ -37,10 +39,10 @@ def generate_tokens(lm, token_ids, padding_mask, stop_token_ids):
     return {"token_ids": token_ids, "padding_mask": after == 0}
 
 
-def _read_token(backbone, token, state):
+def _read_token(backbone, token, state, in_place):
     """One token of every row, `[b, 1]`; FAM is updated when it fills its block."""
     last = (state.position[0] + 1) % backbone.block_size == 0
-    return backbone.piece(token, ops.ones_like(token, dtype="bool"), state, last)
+    return backbone.piece(token, ops.ones_like(token, dtype="bool"), state, last, in_place=in_place)
 
 
 def _read_prompt(lm, token_ids, index):
@@ -66,7 +68,7 @@ def _read_prompt(lm, token_ids, index):
 
     def read_block(block, state, hidden_states, **options):
         ids = ops.slice(padded, [0, block * size], [batch, size])
-        hidden, state = backbone.piece(ids, real, state, **options)
+        hidden, state = backbone.piece(ids, real, state, in_place=True, **options)
         if keep_hidden:
             hidden_states = ops.slice_update(hidden_states, [0, block * size, 0], hidden)
         return block + 1, state, hidden_states

@@ -7,6 +7,7 @@ from keras import ops
 from keras_fam import streaming
 from keras_fam.checks import check_integer, check_padding_mask, check_token_ids
 from keras_fam.models.compiled import compile_inference
+from keras_fam.ops import write
 from keras_fam.state import LayerState, StreamState, check_state
 from keras_fam.types import Tensor
 
@@ -116,7 +117,7 @@ class Streams:
             ops.zeros((batch_size,), "int32"),
         )
 
-    def piece(self, token_ids, padding_mask, state, last, count=None):
+    def piece(self, token_ids, padding_mask, state, last, count=None, in_place=False):
         """Up to the rest of a block, through all layers.
 
         Args:
@@ -125,6 +126,7 @@ class Streams:
             state: `StreamState`.
             last: bool, or bool scalar tensor: whether the piece fills its block, so that FAM is updated.
             count: int scalar tensor or None. Only so many tokens of the piece are read into the state.
+            in_place: bool. The arrays of `state` may be overwritten.
 
         Returns:
             `(hidden [b, t, d], StreamState)`.
@@ -137,12 +139,12 @@ class Streams:
             places = ((position + ops.arange(length, dtype="int32")) % self.learned_places.table_length)[None]
         if count is not None:
             padding_mask = ops.logical_and(padding_mask, ops.arange(length)[None] < count)
-        valid = ops.slice_update(state.valid, [0, slot], padding_mask)
+        valid = write(state.valid, slot, padding_mask, in_place)
         x = self.family.embed(token_ids, places)
         layers = []
         for layer, layer_state in zip(self.transformer_layers, state.layers):
             attention, layer_state = streaming.attend_piece(
-                layer.attention, layer.pre_attention_norm(x), layer_state, valid, slot
+                layer.attention, layer.pre_attention_norm(x), layer_state, valid, slot, in_place
             )
             x = layer.complete(attention, x)
             layers.append(layer_state)

@@ -1,0 +1,154 @@
+"""The table and the picture of what `run.py` measured."""
+
+import statistics
+
+import plan
+
+
+def _median(seconds):
+    return statistics.median(seconds)
+
+
+def _ratios(result, of, to):
+    return [a / b for a, b in zip(result[of], result[to])]
+
+
+def _spread(values, digits=3):
+    return f"{_median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def _memory_pair(results, first, second):
+    a, b = results[first]["mib"], results[second]["mib"]
+    return f"{a / b:.2f} ({a:,.0f} to {b:,.0f} MiB)"
+
+
+def _stream_memory(result):
+    warm = len(result["mib"]) // 10
+    return f"{max(result['mib'][warm:]) - result['mib'][warm]:+.1f} MiB"
+
+
+def _stream_time(result):
+    tenth = len(result["seconds"]) // 10
+    return f"{_median(result['seconds'][-tenth:]) / _median(result['seconds'][tenth : 2 * tenth]):.3f}"
+
+
+def _generated(result):
+    short, long = sorted(result, key=int)
+    a, b = (_median(result[context]) for context in (long, short))
+    return f"{a / b:.3f} ({a * 1e3:.1f} and {b * 1e3:.1f} ms)"
+
+
+def _tokens_per_second(result, tokens=4096):
+    return {name: tokens / _median(seconds) for name, seconds in result["seconds"].items()}
+
+
+def _peers(result):
+    return ", ".join(f"{name} {speed:,.0f}" for name, speed in _tokens_per_second(result).items())
+
+
+# What stands in the table, its goal, and how it follows from a backend's measurements.
+ROWS = (
+    (
+        "FAM / BSWA, forward, 8,192 tokens",
+        "≤ 1.07",
+        lambda r: _spread(_ratios(r["forward, fam against bswa"], "fam", "bswa")),
+    ),
+    (
+        "FAM / BSWA, training step, 8,192",
+        "≤ 1.08",
+        lambda r: _spread(_ratios(r["train, fam against bswa"], "fam", "bswa")),
+    ),
+    (
+        "seconds per token, 65,536 / 8,192, forward",
+        "≤ 1.05",
+        lambda r: _spread([x / 8 for x in _ratios(r["by length"], "65536", "8192")]),
+    ),
+    *(
+        (
+            f"BSWA here / dense stock attention under its mask, {length:,}",
+            goal,
+            lambda r, length=length: _spread(_ratios(r[f"dense mask, {length}"], "bswa", "dense_bswa")),
+        )
+        for length, goal in ((2048, "≤ 1.0"), (4096, "falling"), (8192, "falling"))
+    ),
+    (
+        "stock full attention / FAM, forward, 8,192",
+        "≥ 2",
+        lambda r: _spread(_ratios(r["forward, stock against fam"], "stock", "fam"), 2),
+    ),
+    (
+        "stock full attention / FAM, training step, 8,192",
+        "≥ 2",
+        lambda r: f"{_median(r['curve, stock, 8192']['seconds']) / _median(r['curve, fam, 8192']['seconds']):.2f}",
+    ),
+    (
+        "peak memory of that step, stock / FAM",
+        "",
+        lambda r: _memory_pair(r, "curve, stock, 8192", "curve, fam, 8192"),
+    ),
+    ("peak memory of that step, with remat / without", "≤ 0.5", lambda r: _memory_pair(r, "remat", "curve, fam, 8192")),
+    (
+        "seconds of that step, with remat / without",
+        "",
+        lambda r: f"{_median(r['remat']['seconds']) / _median(r['curve, fam, 8192']['seconds']):.2f}",
+    ),
+    ("stream of 1,000,000 tokens: growth after a tenth", "≤ 16 MiB", lambda r: _stream_memory(r["stream"])),
+    ("the same: seconds a chunk, last tenth / second tenth", "1", lambda r: _stream_time(r["stream"])),
+    ("single-token `stream`, after 16,384 / after 512", "≤ 1.05", lambda r: _generated(r["decode"])),
+    ("a token of `generate`, after 16,384 / after 512", "≤ 1.05", lambda r: _generated(r["generate, fam"])),
+    ("the same, stock, after 4,096 / after 512", "", lambda r: _generated(r["generate, stock"])),
+    ("training, tokens/s, 4,096 tokens in segments of 512", "> peers", lambda r: _peers(r["peers"])),
+    (
+        "compile time, 64 blocks / 8",
+        "≤ 1.5",
+        lambda r: f"{r['compile, 64']['seconds'] / r['compile, 8']['seconds']:.2f}",
+    ),
+)
+
+
+def _cell(row, results):
+    try:
+        return row(results)
+    except KeyError as error:
+        failures = [f"{name}: {x['failed']}" for name, x in results.items() if "failed" in x]
+        return f"– ({'; '.join(failures)})" if error.args[0] in ("mib", "seconds") and failures else "–"
+
+
+def table(results):
+    """Markdown: one row a goal, one column a backend; medians of ratios, with the smallest and largest."""
+    lines = ["| what | goal | " + " | ".join(results) + " |", "|---|---|" + "---|" * len(results)]
+    for what, goal, row in ROWS:
+        lines.append(f"| {what} | {goal} | " + " | ".join(_cell(row, results[backend]) for backend in results) + " |")
+    versions = {f"{name} {number}" for r in results.values() for name, number in r.get("versions", {}).items()}
+    return "\n".join(lines) + f"\n\n{', '.join(sorted(versions))}.\n"
+
+
+def draw(results, path):
+    """Seconds per token and peak memory of a training step against length, one row of panels a quantity."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        2, len(results), figsize=(3.6 * len(results), 6), sharex=True, sharey="row", squeeze=False
+    )
+    for column, (backend, measured) in enumerate(results.items()):
+        for name, label, style in (("fam", "FAM", "o-"), ("bswa", "BSWA", "s--"), ("stock", "stock", "^:")):
+            points = [(n, measured.get(f"curve, {name}, {n}", {})) for n in plan.LENGTHS]
+            points = [(n, point) for n, point in points if "mib" in point]
+            lengths = [n for n, _ in points]
+            axes[0][column].plot(lengths, [_median(p["seconds"]) / n * 1e3 for n, p in points], style, label=label)
+            axes[1][column].plot(lengths, [p["mib"] / 1024 for _, p in points], style, label=label)
+        axes[0][column].set_title(backend)
+        axes[1][column].set_xlabel("tokens")
+        axes[1][column].set_xscale("log", base=2)
+        axes[1][column].set_xticks(plan.LENGTHS, [f"{n:,}" for n in plan.LENGTHS])
+        for row in axes:
+            row[column].grid(alpha=0.3)
+            row[column].set_ylim(bottom=0)
+    axes[0][0].set_ylabel("training, ms per token")
+    axes[1][0].set_ylabel("peak memory of a step, GiB")
+    axes[0][0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)

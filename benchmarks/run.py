@@ -1,0 +1,68 @@
+"""Measures speed and memory, and writes the table and the picture: `python benchmarks/run.py`.
+
+Every measurement runs in a process of its own, one after the other. Results are kept in `results.json` as they come in;
+`--report` makes table and picture anew from it.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from importlib.metadata import version
+
+import plan
+import report
+
+HERE = pathlib.Path(__file__).parent
+
+
+def measure(backend, function, arguments, timeout):
+    """The measurement's result, or `{"failed": why}`."""
+    command = [sys.executable, str(HERE / "measure.py"), function, json.dumps(arguments)]
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done after {timeout} s"}
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:200]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backends", nargs="+", default=["jax", "tensorflow", "torch"])
+    parser.add_argument("--only", default="", help="measure only what has this in its name")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, to see that everything works")
+    parser.add_argument("--report", action="store_true", help="measure nothing")
+    parser.add_argument("--out", type=pathlib.Path, default=HERE, help="folder for results.json, results.md, speed.png")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for one measurement")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    failed = False
+    for backend in () if options.report else options.backends:
+        for name, (function, arguments) in (plan.tiny if options.tiny else plan.full)(backend).items():
+            if options.only not in name:
+                continue
+            result = measure(backend, function, arguments, options.timeout)
+            failed = failed or "failed" in result
+            print(f"{backend}: {name}: {result.get('failed', 'done')}", flush=True)
+            of_backend = results.setdefault(backend, {})
+            of_backend[name] = result
+            packages = ("keras", "keras-hub", backend)
+            of_backend["versions"] = {package: version(package) for package in packages}
+            path.write_text(json.dumps(results, indent=1))
+    table = report.table(results)
+    (options.out / "results.md").write_text(table)
+    report.draw(results, options.out / "speed.png")
+    print(table)
+    if options.tiny and failed:
+        sys.exit("A measurement failed.")
+
+
+if __name__ == "__main__":
+    main()
