@@ -6,67 +6,70 @@ from keras import ops
 from keras_fam.ops import fold_blocks, spread_seed, token_mask
 
 
-def attend_blocks(attention, query, key, value, valid, fam=None, seed=None):
+def attend_blocks(attention, query, key, value, valid, fam=None, seed=None, past=0):
     """Token t: Attention(q_t, [K_{tau-m} .. K_{tau-1}, Kf, K_tau up to t]), for every token of every block.
 
-    Blocks before the m-th see fewer segments, so they are attended to one by one; so are all others, but on jax, where
-    one compiled loop runs over the rest, and where tensorflow does not know how many there are: there all blocks, with
-    m empty ones in front, go into the batch.
+    Blocks with fewer than m segments before them are attended to one by one; so are all others, but on jax, where one
+    compiled loop runs over the rest, and where tensorflow does not know how many there are: there all blocks, with
+    empty ones in front where segments are missing, go into the batch.
 
     Args:
         attention: `FeedbackAttention`.
         query: `[b, n, B, h, c]`, rotated.
-        key, value: `[b, n, B, k, c]`, the key rotated.
-        valid: bool `[b, n, B]`, False for padding, or None.
+        key, value: `[b, past + n, B, k, c]`, the key rotated.
+        valid: bool `[b, past + n, B]`, False for padding, or None.
         fam: `(Kf, Vf)`, each `[b, n, N, k, c]` as each block's tokens see them, or None for BSWA.
         seed: drawn seed for the dropout of the attention weights, or None.
+        past: int, 0 or m: memory segments from before the text.
 
     Returns:
         `[b, n, B, h, c]`.
     """
-    blocks, segments = query.shape[1], attention.memory_segments
+    blocks = query.shape[1]
     seeds = spread_seed(seed, ops.shape(query)[1])
     if blocks is None:
         single = 0
     elif keras.config.backend() == "jax":
-        single = min(segments, blocks)
+        single = min(attention.memory_segments - past, blocks)
     else:
         single = blocks
     attended = []
     if single:
-        attended.append(_one_by_one(attention, query, key, value, valid, fam, seeds, single))
+        attended.append(_one_by_one(attention, query, key, value, valid, fam, seeds, past, single))
     if blocks is None or single < blocks:
-        attended.append(_all_alike(attention, query, key, value, valid, fam, seeds, single))
+        attended.append(_all_alike(attention, query, key, value, valid, fam, seeds, past, single))
     return attended[0] if len(attended) == 1 else ops.concatenate(attended, axis=1)
 
 
-def _one_by_one(attention, query, key, value, valid, fam, seeds, count):
-    query, key, value = (ops.unstack(x[:, :count], num=count, axis=1) for x in (query, key, value))
+def _one_by_one(attention, query, key, value, valid, fam, seeds, past, count):
+    query = ops.unstack(query[:, :count], num=count, axis=1)
+    key, value = (ops.unstack(x[:, : past + count], num=past + count, axis=1) for x in (key, value))
     fam = None if fam is None else [ops.unstack(x[:, :count], num=count, axis=1) for x in fam]
     attended = []
     for block in range(count):
-        first = max(0, block - attention.memory_segments)
-        window_key, window_value = ([*map(attention.memory, x[first:block]), x[block]] for x in (key, value))
+        own = past + block
+        first = max(0, own - attention.memory_segments)
+        window_key, window_value = ([*map(attention.memory, x[first:own]), x[own]] for x in (key, value))
         if fam is not None:
             window_key, window_value = [*window_key, fam[0][block]], [*window_value, fam[1][block]]
-        window_valid = None if valid is None else ops.reshape(valid[:, first : block + 1], (ops.shape(valid)[0], -1))
-        mask = _mask(attention, block - first, window_valid, None if fam is None else fam[0][block])
+        window_valid = None if valid is None else ops.reshape(valid[:, first : own + 1], (ops.shape(valid)[0], -1))
+        mask = _mask(attention, own - first, window_valid, None if fam is None else fam[0][block])
         seed = None if seeds is None else seeds[block]
         keys, values = (x[0] if len(x) == 1 else ops.concatenate(x, axis=1) for x in (window_key, window_value))
         attended.append(attention.attend(query[block], keys, values, mask, seed))
     return ops.stack(attended, axis=1)
 
 
-def _all_alike(attention, query, key, value, valid, fam, seeds, first):
+def _all_alike(attention, query, key, value, valid, fam, seeds, past, first):
     """Blocks from `first` on, each behind m whole segments, that may be empty."""
     segments = attention.memory_segments
-    count = ops.shape(query)[1] - first
-    if valid is None and first < segments:
+    count, missing = ops.shape(query)[1] - first, segments - past - first
+    if valid is None and missing:
         valid = ops.ones(ops.shape(key)[:3], "bool")
 
     def windows(x, recall=None):
-        nothing = ops.zeros((ops.shape(x)[0], segments - first, *x.shape[2:]), x.dtype)
-        x = x if first == segments else ops.concatenate([nothing, x], axis=1)
+        nothing = ops.zeros((ops.shape(x)[0], missing, *x.shape[2:]), x.dtype)
+        x = ops.concatenate([nothing, x], axis=1) if missing else x
         parts = [x[:, segment : segment + count] for segment in range(segments + 1)]
         if recall is not None:
             parts = [*map(recall, parts[:-1]), parts[-1]]

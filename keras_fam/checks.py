@@ -213,3 +213,25 @@ def check_sequence(name, token_ids):
     if token_ids.size and token_ids.dtype.kind not in "iu":  # an empty list has no dtype of its own
         raise TypeError(f"`{name}` must hold integers. Received: {name} of dtype {token_ids.dtype}.")
     return token_ids.astype("int32")
+
+
+def check_document_start(document_start, token_ids):
+    """`document_start`, `[batch]`, beside token ids, as far as both shapes are known."""
+    if not hasattr(document_start, "shape"):
+        document_start = np.asarray(document_start)
+    expected, received = tuple(token_ids.shape[:1]), tuple(document_start.shape)
+    if not _agree(expected, received):
+        raise ValueError(
+            f"`document_start` must have shape [batch], {expected}. Received: document_start of shape {received}."
+        )
+    return document_start
+
+
+def check_stateful_batch(token_ids, batch_size, block_size):
+    """A training batch of a stateful model: as many rows as it has, and whole blocks, where the state is carried on."""
+    rows, length = token_ids.shape
+    if not _agree((rows,), (batch_size,)) or (length is not None and length % block_size):
+        raise ValueError(
+            f"`token_ids` must have stateful_batch_size={batch_size} rows and a length that is a multiple of "
+            f"block_size={block_size}. Received: token_ids of shape {tuple(token_ids.shape)}."
+        )

@@ -4,6 +4,8 @@ F_tau depends on the inputs of its block and not on what the tokens become, so a
 once, and only the N vectors of FAM go through a sequential loop.
 """
 
+from typing import NamedTuple
+
 from keras import ops, tree
 
 from keras_fam.block_attention import attend_blocks
@@ -11,6 +13,18 @@ from keras_fam.feedback import FAM, add_residual, identity, project_fam, update_
 from keras_fam.loops import scan
 from keras_fam.ops import merge_blocks, split_blocks, spread_seed
 from keras_fam.rotary import Rotation, turn
+from keras_fam.types import Tensor
+
+
+class Past(NamedTuple):
+    """The memory segments that a text goes on from.
+
+    `key` `[b, m, B, k, c]`, not rotated; `value` `[b, m, B, k, c]`; `valid` bool `[b, m, B]`.
+    """
+
+    key: Tensor
+    value: Tensor
+    valid: Tensor
 
 
 def attend_sequence(
@@ -21,6 +35,7 @@ def attend_sequence(
     normalize=identity,
     complete=add_residual,
     started=None,
+    past=None,
     seed=None,
     update_seeds=None,
     keep_last=False,
@@ -35,39 +50,52 @@ def attend_sequence(
         normalize: callable, the layer's norm before attention.
         complete: callable `(attention, residual, seeds)`, the rest of the layer.
         started: bool `[b]`, rows whose `fam` carries context; None for none.
+        past: `Past`, or None.
         seed: drawn seed for the dropout of the tokens' attention weights, or None.
         update_seeds: drawn seeds of `update_fam`, a pair, or None.
-        keep_last: bool. Update FAM with the last complete block too, and return it.
+        keep_last: bool. Update FAM with the last complete block too, and return what a text goes on from.
 
     Returns:
-        `(outputs, last)`: `[b, length, d]` without residual, and with `keep_last` the FAM `[b, N, d]` after the last
-        complete block, else None.
+        `(outputs, last)`: `[b, length, d]` without residual; with `keep_last` a list of the FAM `[b, N, d]` after the
+        last complete block, if there is one, and with `past` of the key and the value of the `Past` to go on from,
+        else None.
     """
     length, size = ops.shape(inputs)[1], attention.block_size
+    segments = 0 if past is None else attention.memory_segments
     x = normalize(inputs)
-    query = attention.project_query(x)
-    key, value = attention.project_key_value(x)
-    rotations = attention.block_rotations(-(-length // size))
-    if rotations is not None:
-        places = Rotation(*(ops.reshape(x, (-1, x.shape[-1]))[size : size + length] for x in rotations))
-        query, key = turn(query, places), turn(key, places)
-    query, key, value = (split_blocks(x, size, length) for x in (query, key, value))
+    query = split_blocks(attention.project_query(x), size, length)
+    key, value = (split_blocks(y, size, length) for y in attention.project_key_value(x))
     valid = None if inputs_mask is None else split_blocks(ops.cast(inputs_mask, "bool"), size, length)
+    last = []
+    if past is not None:
+        valid = ops.ones(ops.shape(query)[:3], "bool") if valid is None else valid
+        valid = ops.concatenate([past.valid, valid], axis=1)
+        key, value = (ops.concatenate([x, y], axis=1) for x, y in ((past.key, key), (past.value, value)))
+        last = [x[:, ops.shape(x)[1] - segments :] for x in (key, value)]
+    rotations = attention.block_rotations(ops.shape(key)[1])
+    if rotations is not None:
+        query = turn(query, Rotation(*(x[segments + 1 :] for x in rotations)))
+        key = turn(key, Rotation(*(x[1:] for x in rotations)))
+        rotations = Rotation(*(x[segments:] for x in rotations))
 
-    seen, last = None, None
+    seen = None
     if fam is not None:
-        loop = _feedback_loop(
-            attention, key, value, valid, rotations, length, fam, started, normalize, complete, update_seeds, keep_last
+        new = (key, value, valid) if past is None else (x[:, segments:] for x in (key, value, valid))
+        seen, vectors = _feedback_loop(
+            attention, *new, rotations, length, fam, started, normalize, complete, update_seeds, keep_last
         )
-        seen, last = loop
-    attended = attend_blocks(attention, query, key, value, valid, seen, seed)
-    return attention.output_dense(merge_blocks(attended, length)), last
+        last = [vectors, *last]
+    attended = attend_blocks(attention, query, key, value, valid, seen, seed, segments)
+    return attention.output_dense(merge_blocks(attended, length)), last if keep_last else None
 
 
 def _feedback_loop(
     attention, key, value, valid, rotations, length, fam, started, normalize, complete, update_seeds, keep_last
 ):
-    """N vectors through all blocks: Kf and Vf `[b, n, N, k, c]` as each block's tokens see them, and the last F."""
+    """N vectors through all blocks: Kf and Vf `[b, n, N, k, c]` as each block's tokens see them, and the last F.
+
+    `rotations` are of the block before the text and of all blocks, `[n + 1, B, c / 2]`.
+    """
     batch, blocks = ops.shape(key)[0], ops.shape(key)[1]
     updates = length // attention.block_size if keep_last else blocks - 1
     if started is None:
@@ -99,4 +127,4 @@ def _feedback_loop(
     if update_seeds is not None:
         by_block["seeds"] = tree.map_structure(lambda seed: spread_seed(seed, rows), update_seeds)
     last, seen = scan(step, lambda fam: (fam.key, fam.value), start, by_block, updates)
-    return tuple(ops.swapaxes(x[:blocks], 0, 1) for x in seen), last.vectors if keep_last else None
+    return tuple(ops.swapaxes(x[:blocks], 0, 1) for x in seen), last.vectors

@@ -9,7 +9,7 @@ from keras_fam.checks import check_flag, check_integer, check_layer_shapes, chec
 from keras_fam.layers.attention import FeedbackAttention, keras_mask
 from keras_fam.layers.rematerialize import RematerializesPurely, rematerialize_blocks_alone
 from keras_fam.ops import seeded_dropout
-from keras_fam.sequence import attend_sequence
+from keras_fam.sequence import Past, attend_sequence
 from keras_fam.types import Tensor
 
 NORMALIZATIONS = {"rms_norm": keras.layers.RMSNormalization, "layer_norm": keras.layers.LayerNormalization}
@@ -45,6 +45,7 @@ class FAMDecoderBlock(RematerializesPurely, keras.layers.Layer):
             below. None for block sliding window attention without FAM.
         inputs_mask: `[batch, length]`, True for real tokens; a Keras mask is taken up by itself.
         passed: bool `[1]`, or None. Random state passing: start from the FAM that the last training step left.
+        carried: dict of `CarriedState`, or None. Stateful training: go on from what the last step left in each row.
         training: bool.
 
     Returns:
@@ -121,6 +122,7 @@ class FAMDecoderBlock(RematerializesPurely, keras.layers.Layer):
             name="attention",
         )
         self.last_fam = None
+        self.carried_state = []
         self.supports_masking = True
 
     def adopt(
@@ -193,11 +195,22 @@ class FAMDecoderBlock(RematerializesPurely, keras.layers.Layer):
 
     def keep_last_fam(self, fam_length, hidden_dim):
         """Random state passing: adds the non-trainable weight in which a training step leaves row 0's last FAM."""
+        self.last_fam = self._add_state("last_fam", (fam_length, hidden_dim))
+
+    def carry_state(self, batch_size, fam_length, hidden_dim):
+        """Stateful training: adds the non-trainable weights from which the next training step goes on."""
+        attention = self.attention
+        segment = (attention.block_size, attention.num_key_value_heads, attention.head_dim)
+        shapes = {"carried_fam": (fam_length, hidden_dim)} if fam_length else {}
+        if attention.memory_segments:
+            shapes.update({f"carried_{name}": (attention.memory_segments, *segment) for name in ("key", "value")})
+        self.carried_state = [self._add_state(name, (batch_size, *shape)) for name, shape in shapes.items()]
+
+    def _add_state(self, name, shape):
         self._tracker.unlock()
-        self.last_fam = self.add_weight(
-            name="last_fam", shape=(fam_length, hidden_dim), initializer="zeros", trainable=False
-        )
+        weight = self.add_weight(name=name, shape=shape, initializer="zeros", trainable=False)
         self._tracker.lock()
+        return weight
 
     def call(
         self,
@@ -205,52 +218,60 @@ class FAMDecoderBlock(RematerializesPurely, keras.layers.Layer):
         fam: Tensor | None = None,
         inputs_mask: Tensor | None = None,
         passed: Tensor | None = None,
+        carried: dict[str, Tensor] | None = None,
         training: bool | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        return self.call_around(lambda compute: compute, inputs, fam, inputs_mask, passed, training)
+        return self.call_around(lambda compute: compute, inputs, fam, inputs_mask, passed, carried, training)
 
-    def call_around(self, rematerialize, inputs, fam=None, inputs_mask=None, passed=None, training=None):
-        """`call`, with all but the drawing of seeds and the keeping of the last FAM inside `rematerialize`."""
+    def call_around(self, rematerialize, inputs, fam=None, inputs_mask=None, passed=None, carried=None, training=None):
+        """`call`, with all but the drawing of seeds and the keeping of state inside `rematerialize`."""
         inputs_mask = keras_mask(inputs) if inputs_mask is None else inputs_mask
         self.attention.check_call(inputs, fam, inputs_mask)
-        attention_seed, seeds = self._draw_seeds(training)
-        if fam is None:
+        seed, seeds = self._draw_seeds(training)
+        update_seeds = None if seeds is None or fam is None else self._draw_seeds(training)
+        start, options = self._begin(inputs, fam, passed, carried) if training else (fam, {})
 
-            def compute_bswa(inputs):
-                attention, _ = self._attend(inputs, None, inputs_mask, seed=attention_seed)
-                return self.complete(attention, inputs, seeds)
+        def compute(inputs, *fams):
+            attention, last = attend_sequence(
+                self.attention,
+                inputs,
+                fams[0] if fams else None,
+                inputs_mask,
+                self.pre_attention_norm,
+                self.complete,
+                seed=seed,
+                update_seeds=update_seeds,
+                **options,
+            )
+            prompts = [self.raise_prompt(fams[1])] if fams else []
+            return (self.complete(attention, inputs, seeds), *prompts, *map(ops.stop_gradient, last or ()))
 
-            return rematerialize(compute_bswa)(inputs)
+        fams = () if fam is None else (start, fam)
+        outputs, *rest = rematerialize(compute)(inputs, *fams)
+        if options:
+            self._keep(rest[1:] if fams else rest)
+        return outputs if fam is None else (outputs, rest[0])
 
-        keep_last = bool(training) and passed is not None and self.last_fam is not None
-        start, started = fam, None
-        if keep_last:
+    def _begin(self, inputs, fam, passed, carried):
+        """Training: the FAM to start from, and the options of `attend_sequence` that tell where it comes from."""
+        if passed is not None and self.last_fam is not None:
             start = ops.where(passed, ops.cast(self.last_fam, fam.dtype)[None], fam)
             started = ops.broadcast_to(ops.cast(passed, "bool"), (ops.shape(inputs)[0],))
-        update_seeds = None if seeds is None else self._draw_seeds(training)
+            return start, dict(started=started, keep_last=True)
+        if carried is None or not self.carried_state:
+            return fam, {}
+        kept = [ops.cast(weight, self.compute_dtype) for weight in self.carried_state]
+        if fam is not None:
+            fam = ops.where(carried["fresh"][:, None, None], fam, kept.pop(0))
+        past = Past(*kept, carried["valid"]) if kept else None
+        return fam, dict(started=carried["started"], past=past, keep_last=True)
 
-        def compute(inputs, start, prompt):
-            attention, last = self._attend(
-                inputs,
-                start,
-                inputs_mask,
-                started=started,
-                seed=attention_seed,
-                update_seeds=update_seeds,
-                keep_last=keep_last,
-            )
-            results = (self.complete(attention, inputs, seeds), self.raise_prompt(prompt))
-            return (*results, ops.stop_gradient(last[0])) if keep_last else results
-
-        outputs, prompt, *last = rematerialize(compute)(inputs, start, fam)
-        if keep_last:
-            self.last_fam.assign(ops.cast(last[0], self.last_fam.dtype))
-        return outputs, prompt
-
-    def _attend(self, inputs, fam, inputs_mask, **options):
-        return attend_sequence(
-            self.attention, inputs, fam, inputs_mask, self.pre_attention_norm, self.complete, **options
-        )
+    def _keep(self, last):
+        if self.last_fam is not None:
+            self.last_fam.assign(ops.cast(last[0][0], self.last_fam.dtype))
+        else:
+            for weight, value in zip(self.carried_state, last):
+                weight.assign(ops.cast(value, weight.dtype))
 
     def complete(self, attention, residual, seeds=None):
         """The layer behind the attention, for tokens and FAM alike: A = attention + R, FF(norm(A)) + A.
@@ -294,7 +315,7 @@ class FAMDecoderBlock(RematerializesPurely, keras.layers.Layer):
     def compute_output_shape(self, inputs_shape, fam_shape=None):
         return inputs_shape if fam_shape is None else (inputs_shape, fam_shape)
 
-    def compute_output_spec(self, inputs, fam=None, inputs_mask=None, passed=None, training=None):
+    def compute_output_spec(self, inputs, fam=None, inputs_mask=None, passed=None, carried=None, training=None):
         self.attention.check_call(inputs, fam, inputs_mask)
         outputs = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
         return outputs if fam is None else (outputs, keras.KerasTensor(fam.shape, dtype=self.compute_dtype))

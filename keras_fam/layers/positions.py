@@ -17,10 +17,11 @@ class LearnedPlaces(keras.layers.Layer):
 
     Call arguments:
         inputs: `[batch, length, ...]`; only its shape is used.
+        start: int32 `[batch]`, the place of each row's first token, or None for 0.
         training: bool.
 
     Returns:
-        int32 `[1, length]`, or `[batch, length]` with `random_offset`.
+        int32 `[1, length]`, or `[batch, length]` with `random_offset` or `start`.
 
     Example:
 
@@ -36,9 +37,11 @@ class LearnedPlaces(keras.layers.Layer):
         if random_offset:
             self.seed_generator = keras.random.SeedGenerator()
 
-    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+    def call(self, inputs: Tensor, start: Tensor | None = None, training: bool | None = None) -> Tensor:
         shape = ops.shape(inputs)
         places = ops.arange(shape[1], dtype="int32")[None]
+        if start is not None:
+            places = places + start[:, None]
         if self.random_offset:
             places = ops.broadcast_to(places, shape[:2])
         if self.random_offset and training:
@@ -47,8 +50,8 @@ class LearnedPlaces(keras.layers.Layer):
             places = places + ops.where(shifted, ops.cast(offset, "int32"), 0)
         return places % self.table_length
 
-    def compute_output_spec(self, inputs, training=None):
-        rows = inputs.shape[0] if self.random_offset else 1
+    def compute_output_spec(self, inputs, start=None, training=None):
+        rows = inputs.shape[0] if self.random_offset or start is not None else 1
         return keras.KerasTensor((rows, inputs.shape[1]), dtype="int32")
 
     def get_config(self):

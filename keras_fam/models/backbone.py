@@ -8,12 +8,15 @@ import keras_hub
 from keras import ops
 
 from keras_fam.checks import (
+    check_document_start,
     check_keywords,
     check_padding_mask,
     check_probability,
+    check_stateful_batch,
     check_token_ids,
 )
 from keras_fam.families import family_of
+from keras_fam.layers.carried_state import CarriedState
 from keras_fam.layers.positions import LearnedPlaces
 from keras_fam.layers.prompt import FAMPrompt
 from keras_fam.layers.rematerialize import rematerialize_blocks_alone
@@ -43,10 +46,15 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
             0 half of the time. Rotary positions are relative, so there it would change nothing and is refused.
         stop_gradient_memory: bool. No gradient through memory segments.
         truncate_bptt: int or None. Cut FAM's gradient every that many blocks.
+        stateful_batch_size: int or None, training only: batches have that many rows and a length that is a multiple of
+            `block_size`, and each row goes on from the memory, FAM and segments, that it had at the end of the step
+            before, unless it begins a document. Gradients end at a step's edge. See `keras_fam.data.DocumentStream`.
         name, trainable: see `keras.Model`.
 
     Call arguments:
-        inputs: dict of `"token_ids"`, int `[batch, length]`, and `"padding_mask"`, `[batch, length]`, 1 where real.
+        inputs: dict of `"token_ids"`, int `[batch, length]`, and `"padding_mask"`, `[batch, length]`, 1 where real;
+            with `stateful_batch_size` also of `"document_start"`, int `[batch]`, 1 for rows that begin a document (all
+            do if it is left out).
 
     Returns:
         Hidden states, `[batch, length, hidden_dim]`.
@@ -77,6 +85,7 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
         random_position_offset: bool = False,
         stop_gradient_memory: bool = False,
         truncate_bptt: int | None = None,
+        stateful_batch_size: int | None = None,
         **kwargs,
     ):
         check_keywords(kwargs, ("backbone", *MEMORY_ARGUMENTS, "name", "trainable"))
@@ -92,6 +101,7 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
             random_position_offset,
             stop_gradient_memory,
             truncate_bptt,
+            stateful_batch_size,
             table_length,
         )
 
@@ -106,6 +116,7 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
         self.layer_norm = family.final_norm
         self.fam_prompt = None
         self.state_passing = None
+        self.carried_state = None
         self.learned_places = None
         dtype = self.token_embedding.dtype_policy
         if fam_length:
@@ -117,6 +128,12 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
             self.state_passing = RandomStatePassing(random_state_passing, name="random_state_passing")
             for layer in self.transformer_layers:
                 layer.keep_last_fam(fam_length, backbone.hidden_dim)
+        if stateful_batch_size is not None:
+            self.carried_state = CarriedState(
+                stateful_batch_size, block_size, memory_segments, table_length or block_size, name="carried_state"
+            )
+            for layer in self.transformer_layers:
+                layer.carry_state(stateful_batch_size, fam_length, backbone.hidden_dim)
         if table_length is not None:
             self.learned_places = LearnedPlaces(table_length, random_position_offset, name="learned_places")
         self.family = family
@@ -126,6 +143,8 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
             "token_ids": keras.Input((None,), dtype="int32", name="token_ids"),
             "padding_mask": keras.Input((None,), dtype="int32", name="padding_mask"),
         }
+        if stateful_batch_size is not None:
+            inputs["document_start"] = keras.Input((), dtype="int32", name="document_start")
         super().__init__(inputs=inputs, outputs=self.hidden_states(**inputs), **kwargs)
         rematerialize_blocks_alone(self)
         self.dtype_policy = backbone.dtype_policy
@@ -138,6 +157,7 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
         self.random_position_offset = random_position_offset
         self.stop_gradient_memory = stop_gradient_memory
         self.truncate_bptt = truncate_bptt
+        self.stateful_batch_size = stateful_batch_size
         self.vocabulary_size = backbone.vocabulary_size
         self.hidden_dim = backbone.hidden_dim
         self.num_layers = backbone.num_layers
@@ -146,13 +166,18 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
         self._compiled = {}
 
     def hidden_states(
-        self, token_ids: Tensor, padding_mask: Tensor, layer_intercept_fn: Callable[[Tensor, int], Tensor] | None = None
+        self,
+        token_ids: Tensor,
+        padding_mask: Tensor,
+        document_start: Tensor | None = None,
+        layer_intercept_fn: Callable[[Tensor, int], Tensor] | None = None,
     ) -> Tensor:
         """The whole sequence, layer by layer.
 
         Args:
             token_ids: int `[batch, length]`.
             padding_mask: `[batch, length]`, 1 for real tokens.
+            document_start: int `[batch]`, 1 for rows that begin a document, or None: see `stateful_batch_size`.
             layer_intercept_fn: callable `(x, index) -> x` on the embeddings (index -1) and each layer's output, or
                 None.
 
@@ -160,23 +185,39 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
             `[batch, length, hidden_dim]`.
         """
         intercept = layer_intercept_fn or (lambda x, index: x)
-        places = None if self.learned_places is None else self.learned_places(token_ids)
+        carried, start = None, None
+        if document_start is not None:
+            carried = self.carried_state(padding_mask, document_start)
+            start = carried["position"]
+        places = None if self.learned_places is None else self.learned_places(token_ids, start)
         x = intercept(self.family.embed(token_ids, places), -1)
         passed = None if self.state_passing is None else self.state_passing(x)
         fam = None if self.fam_prompt is None else self.family.scale(self.fam_prompt(x))
         for index, layer in enumerate(self.transformer_layers):
             if fam is None:
-                x = layer(x, inputs_mask=padding_mask)
+                x = layer(x, inputs_mask=padding_mask, carried=carried)
             else:
-                x, fam = layer(x, fam, inputs_mask=padding_mask, passed=passed)
+                x, fam = layer(x, fam, inputs_mask=padding_mask, passed=passed, carried=carried)
             x = intercept(x, index)
         return self.layer_norm(x)
 
     def __call__(self, inputs, *args, **kwargs):
-        if isinstance(inputs, dict) and {"token_ids", "padding_mask"} <= set(inputs):
-            ids = check_token_ids(inputs["token_ids"], self.vocabulary_size)
-            inputs = {"token_ids": ids, "padding_mask": check_padding_mask(inputs["padding_mask"], ids)}
+        inputs = self.check_inputs(inputs, kwargs.get("training"))
         return super().__call__(inputs, *args, **kwargs)
+
+    def check_inputs(self, inputs, training=None):
+        """The checked inputs of a call, and no others; see `Call arguments`."""
+        if not isinstance(inputs, dict) or not {"token_ids", "padding_mask"} <= set(inputs):
+            return inputs
+        ids = check_token_ids(inputs["token_ids"], self.vocabulary_size)
+        checked = {"token_ids": ids, "padding_mask": check_padding_mask(inputs["padding_mask"], ids)}
+        if self.carried_state is not None:
+            # Ones of the kind that the token ids are, an array or a tensor: Keras refuses a mixture.
+            start = inputs.get("document_start", ids[:, 0] * 0 + 1)
+            checked["document_start"] = check_document_start(start, ids)
+            if training:
+                check_stateful_batch(ids, self.stateful_batch_size, self.block_size)
+        return checked
 
     @property
     def random_state_passing(self) -> float:

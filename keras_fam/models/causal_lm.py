@@ -1,5 +1,6 @@
 """A KerasHub language model with working memory: fit, evaluate, generate, stream, score."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,9 +73,7 @@ class FAMCausalLM(SavesWhole, keras_hub.models.CausalLM):
         rematerialize_blocks_alone(self)
 
     def __call__(self, inputs, *args, **kwargs):
-        if isinstance(inputs, dict) and {"token_ids", "padding_mask"} <= set(inputs):
-            ids = check_token_ids(inputs["token_ids"], self.backbone.vocabulary_size)
-            inputs = {"token_ids": ids, "padding_mask": check_padding_mask(inputs["padding_mask"], ids)}
+        inputs = self.backbone.check_inputs(inputs, kwargs.get("training"))
         return super().__call__(inputs, *args, **kwargs)
 
     @classmethod
@@ -104,6 +103,27 @@ class FAMCausalLM(SavesWhole, keras_hub.models.CausalLM):
     def save_to_preset(self, preset_dir: str, max_shard_size: float | None = 10) -> None:
         """Saves a preset that `from_preset` loads; a folder that was there before stays whole until it is replaced."""
         save_preset(super().save_to_preset, preset_dir, max_shard_size)
+
+    # === Training ===
+
+    def fit(self, x: Any = None, *args, **kwargs) -> keras.callbacks.History:
+        """See `keras_hub.models.CausalLM.fit`; batches of token ids, as of `keras_fam.data`, are taken as they are."""
+        fit = super().fit if self._wants_preprocessing(x) else functools.partial(keras.Model.fit, self)
+        return fit(x, *args, **kwargs)
+
+    def evaluate(self, x: Any = None, *args, **kwargs) -> Any:
+        """See `keras_hub.models.CausalLM.evaluate`; batches of token ids are taken as they are."""
+        evaluate = super().evaluate if self._wants_preprocessing(x) else functools.partial(keras.Model.evaluate, self)
+        return evaluate(x, *args, **kwargs)
+
+    @staticmethod
+    def _wants_preprocessing(x):
+        """False for batches that are token ids already; KerasHub takes arrays and datasets of texts alone."""
+        if isinstance(x, keras.utils.PyDataset) or type(x).__module__.startswith("torch.utils.data"):
+            return False
+        spec = getattr(x, "element_spec", None)
+        inputs = spec[0] if isinstance(spec, tuple) else spec
+        return not (isinstance(inputs, dict) and "token_ids" in inputs)
 
     # === LoRA ===
 
@@ -208,7 +228,7 @@ class FAMCausalLM(SavesWhole, keras_hub.models.CausalLM):
                 check_token_ids(target_ids, self.backbone.vocabulary_size, "target_ids"), token_ids, "target_ids"
             )
         token_ids = ops.convert_to_tensor(token_ids, "int32")
-        hidden = self.backbone.hidden_states(token_ids, padding_mask, layer_intercept_fn)
+        hidden = self.backbone.hidden_states(token_ids, padding_mask, layer_intercept_fn=layer_intercept_fn)
         logits = self.backbone.token_embedding(hidden, reverse=True)
         if scoring_mode == "logits":
             return logits

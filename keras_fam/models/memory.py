@@ -10,6 +10,7 @@ MEMORY_ARGUMENTS = (
     "random_position_offset",
     "stop_gradient_memory",
     "truncate_bptt",
+    "stateful_batch_size",
 )
 
 
@@ -21,12 +22,13 @@ def check_memory(
     random_position_offset,
     stop_gradient_memory,
     truncate_bptt,
+    stateful_batch_size,
     position_table_length,
 ):
     """Refuses arguments of `FAMBackbone` that are wrong in themselves or do not fit the family.
 
     Args:
-        block_size, ..., truncate_bptt: see `FAMBackbone`.
+        block_size, ..., stateful_batch_size: see `FAMBackbone`.
         position_table_length: int, rows of a table of learned positions; None for rotary positions.
 
     Raises:
@@ -38,6 +40,14 @@ def check_memory(
     check_flag("stop_gradient_memory", stop_gradient_memory)
     if truncate_bptt is not None:
         check_integer("truncate_bptt", truncate_bptt, 1)
+    if stateful_batch_size is not None:
+        check_integer("stateful_batch_size", stateful_batch_size, 1)
+        if random_state_passing or random_position_offset:
+            raise ValueError(
+                "`stateful_batch_size` carries every row's own state and place: expected random_state_passing=0 and "
+                f"random_position_offset=False with it. Received: random_state_passing={random_state_passing}, "
+                f"random_position_offset={random_position_offset}."
+            )
     if random_state_passing and not fam_length:
         raise ValueError(
             "`random_state_passing` needs FAM: expected fam_length of at least 1. Received: "
