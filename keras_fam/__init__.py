@@ -9,6 +9,8 @@ from keras_fam.layers.decoder_block import FAMDecoderBlock
 from keras_fam.layers.prompt import FAMPrompt
 from keras_fam.models.backbone import FAMBackbone
 from keras_fam.models.causal_lm import FAMCausalLM
+from keras_fam.plots.attention import plot_attention
+from keras_fam.plots.loss import plot_loss_by_position
 from keras_fam.state import LayerState, StreamState, load_state, save_state
 
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     "StreamState",
     "data",
     "load_state",
+    "plot_attention",
+    "plot_loss_by_position",
     "register_family",
     "save_state",
     "__version__",
