@@ -11,7 +11,7 @@ import pytest
 from presets import gpt2_preset
 
 import keras_fam
-from keras_fam.layers import positions, state_passing
+from keras_fam.layers import carried_state, positions, state_passing
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 
@@ -29,13 +29,18 @@ def test_snippets(tmp_path, monkeypatch):
     exec(snippet("stream"), names)
     assert names["logits"].shape[:2] == (1, 1)
     assert int(keras.ops.convert_to_numpy(names["state"].position)[0]) == 304
+    for index in range(2):
+        Path(f"{index}.txt").write_text("the quick brown fox jumps over the lazy dog " * 200)
+    names.update(paths=["0.txt", "1.txt"], held_out=np.ones((2, 600), "int32"))
+    exec(snippet("documents").replace("gpt2_base_en", folder), names)
+    assert Path("loss.png").exists() and Path("attention.png").exists()
     exec(snippet("layers"), names)
     assert names["model"].predict_on_batch(np.ones((2, 300), "int32")).shape == (2, 300, 50)
 
 
 def examples():
     public = [getattr(keras_fam, name) for name in keras_fam.__all__ if name[0] != "_"]
-    public += [positions.LearnedPlaces, state_passing.RandomStatePassing]
+    public += [positions.LearnedPlaces, state_passing.RandomStatePassing, carried_state.CarriedState]
     for item in public:
         owner = inspect.getdoc(item) or ""
         for code in re.findall(r"```python\n(.*?)```", owner, re.DOTALL):
@@ -63,5 +68,8 @@ def test_docstring_example(code, tmp_path, monkeypatch):
         "MyFamily": type("MyFamily", (), {"backbone_cls": type("MyBackbone", (), {})}),
         "RandomStatePassing": state_passing.RandomStatePassing,
         "LearnedPlaces": positions.LearnedPlaces,
+        "CarriedState": carried_state.CarriedState,
+        "token_ids": np.ones((2, 12), "int32"),
+        "other": lm,
     }
     exec(code, names)

@@ -30,7 +30,7 @@ def plot_attention(model, tokens: Tensor, layer: int, head: int):
     Example:
 
     ```python
-    figure = keras_fam.plot_attention(lm, token_ids, layer=1, head=0)
+    figure = keras_fam.plot_attention(lm, token_ids[:1], layer=0, head=1)
     figure.savefig("attention.png")
     ```
     """

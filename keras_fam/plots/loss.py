@@ -51,7 +51,7 @@ def plot_loss_by_position(models, token_ids: Tensor, bin_size: int | None = None
     Example:
 
     ```python
-    figure = keras_fam.plot_loss_by_position({"carried": lm, "fresh": other}, token_ids, bin_size=256)
+    figure = keras_fam.plot_loss_by_position({"carried": lm, "fresh": other}, token_ids, bin_size=4)
     ```
     """
     from matplotlib.figure import Figure
