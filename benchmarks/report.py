@@ -17,9 +17,13 @@ def _spread(values, digits=3):
     return f"{_median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def _memory_pair(results, first, second):
-    a, b = results[first]["mib"], results[second]["mib"]
-    return f"{a / b:.2f} ({a:,.0f} to {b:,.0f} MiB)"
+def _memory_pair(first, second):
+    return f"{first['mib'] / second['mib']:.2f} ({first['mib']:,.0f} to {second['mib']:,.0f} MiB)"
+
+
+def _time_pair(first, second):
+    a, b = _median(first["seconds"]), _median(second["seconds"])
+    return f"{a / b:.2f} ({a:.1f} to {b:.1f} s)"
 
 
 def _stream_memory(result):
@@ -76,22 +80,21 @@ ROWS = (
         "≥ 2",
         lambda r: _spread(_ratios(r["forward, stock against fam"], "stock", "fam"), 2),
     ),
-    (
-        "stock full attention / FAM, training step, 8,192",
-        "≥ 2",
-        lambda r: f"{_median(r['curve, stock, 8192']['seconds']) / _median(r['curve, fam, 8192']['seconds']):.2f}",
+    *(
+        (
+            f"stock full attention / FAM, {what}, {length:,}",
+            goal if cell is _time_pair else "",
+            lambda r, length=length, cell=cell: cell(r[f"curve, stock, {length}"], r[f"curve, fam, {length}"]),
+        )
+        for length, goal in ((4096, ""), (8192, "≥ 2"))
+        for what, cell in (("training step", _time_pair), ("peak memory of that step", _memory_pair))
     ),
     (
-        "peak memory of that step, stock / FAM",
-        "",
-        lambda r: _memory_pair(r, "curve, stock, 8192", "curve, fam, 8192"),
+        "that step with remat / without, peak memory",
+        "≤ 0.5",
+        lambda r: _memory_pair(r["remat"], r["curve, fam, 8192"]),
     ),
-    ("peak memory of that step, with remat / without", "≤ 0.5", lambda r: _memory_pair(r, "remat", "curve, fam, 8192")),
-    (
-        "seconds of that step, with remat / without",
-        "",
-        lambda r: f"{_median(r['remat']['seconds']) / _median(r['curve, fam, 8192']['seconds']):.2f}",
-    ),
+    ("that step with remat / without, seconds", "", lambda r: _time_pair(r["remat"], r["curve, fam, 8192"])),
     ("stream of 1,000,000 tokens: growth after a tenth", "≤ 16 MiB", lambda r: _stream_memory(r["stream"])),
     ("the same: seconds a chunk, last tenth / second tenth", "1", lambda r: _stream_time(r["stream"])),
     ("single-token `stream`, after 16,384 / after 512", "≤ 1.05", lambda r: _generated(r["decode"])),
@@ -107,11 +110,26 @@ ROWS = (
 
 
 def _cell(row, results):
+    """The row's text; a dash where something was not measured, and why where it failed."""
     try:
-        return row(results)
-    except KeyError as error:
-        failures = [f"{name}: {x['failed']}" for name, x in results.items() if "failed" in x]
-        return f"– ({'; '.join(failures)})" if error.args[0] in ("mib", "seconds") and failures else "–"
+        return row({name: _Measured(result) for name, result in results.items()})
+    except _Failed as failed:
+        return f"– ({failed})"
+    except KeyError:
+        return "–"
+
+
+class _Failed(Exception):
+    pass
+
+
+class _Measured(dict):
+    """A result that says so where it failed."""
+
+    def __missing__(self, key):
+        if "failed" in self:
+            raise _Failed(self["failed"])
+        raise KeyError(key)
 
 
 def table(results):

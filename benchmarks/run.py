@@ -26,8 +26,11 @@ def measure(backend, function, arguments, timeout):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
         return {"failed": f"not done after {timeout} s"}
+    if done.returncode < 0:
+        return {"failed": f"killed by signal {-done.returncode}: out of memory, most likely"}
     if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:200]}
+        errors = [line for line in done.stderr.splitlines() if "Error" in line]
+        return {"failed": errors[-1][:200] if errors else f"exit status {done.returncode}"}
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

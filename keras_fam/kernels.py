@@ -4,6 +4,7 @@ The choices were measured: see `benchmarks/`. All of them take grouped queries w
 """
 
 import keras
+import ml_dtypes
 from keras import ops
 
 from keras_fam.ops import seeded_dropout
@@ -95,7 +96,8 @@ def _cap(scores, soft_cap):
 
 
 def _bias(mask, dtype):
-    return ops.cast(ops.where(mask, 0.0, MASKED_SCORE), dtype)
+    masked = max(MASKED_SCORE, float(ml_dtypes.finfo(keras.backend.standardize_dtype(dtype)).min) / 2)
+    return ops.cast(ops.where(mask, 0.0, masked), dtype)
 
 
 def _zeros_where_blind(attended, mask):

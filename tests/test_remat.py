@@ -41,6 +41,14 @@ def test_training_is_the_same_with_and_without(family, mode):
         np.testing.assert_allclose(value, plain, rtol=1e-4, atol=1e-5)
 
 
+def test_stateful_training_is_the_same_with_and_without():
+    options = dict(stateful_batch_size=2, length=16, stock={"dropout": 0.3})
+    _, weights = fit_weights("gpt2", dict(mode="full"), **options)
+    _, plain_weights = fit_weights("gpt2", dict(mode=None), **options)
+    for value, plain in zip(weights, plain_weights):
+        np.testing.assert_allclose(value, plain, rtol=1e-4, atol=1e-5)
+
+
 def test_blocks_alone_are_rematerialised():
     with keras.RematScope("full"):
         backbone = fam_backbone("gpt2")

@@ -1,0 +1,111 @@
+"""Every way to compute attention gives what plain float64 arithmetic gives, and has the plain way's gradient."""
+
+import keras
+import numpy as np
+import pytest
+from gradients import loss_and_gradients
+from keras import ops
+from utils import fam_backbone, forward, inputs, numpy, token_ids
+
+from keras_fam import kernels
+
+# queries, keys, query heads, key heads; the last are enough scores for jax's CPU to take one head at a time.
+SHAPES = [(1, 5, 4, 4), (6, 9, 4, 2), (7, 9, 3, 1), (256, 520, 4, 2)]
+
+
+def arrays(queries, keys, heads, key_heads, batch=2, head_dim=6):
+    rng = np.random.default_rng(queries)
+    query = rng.standard_normal((batch, queries, heads, head_dim))
+    key, value = rng.standard_normal((2, batch, keys, key_heads, head_dim))
+    mask = rng.random((batch, queries, keys)) < 0.5
+    mask[1, 0] = False  # a query that sees nothing
+    return query, key, value, mask
+
+
+def plain(query, key, value, mask, soft_cap):
+    groups = query.shape[2] // key.shape[2]
+    key, value = (np.repeat(x, groups, axis=2) for x in (key, value))
+    scores = 0.3 * np.einsum("bthc,bshc->bhts", query, key)
+    if soft_cap is not None:
+        scores = np.tanh(scores / soft_cap) * soft_cap
+    weights = np.where(mask[:, None], np.exp(scores - scores.max()), 0.0)
+    total = weights.sum(axis=-1, keepdims=True)
+    return np.einsum("bhts,bshc->bthc", weights / np.where(total, total, 1.0), value)
+
+
+def attend(query, key, value, mask, soft_cap, dtype="float32"):
+    tensors = [ops.convert_to_tensor(x, dtype) for x in (query, key, value)]
+    return numpy(ops.cast(kernels.attend(*tensors, ops.convert_to_tensor(mask), 0.3, soft_cap), "float32"))
+
+
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_attend_is_plain_attention(shape, soft_cap):
+    query, key, value, mask = arrays(*shape)
+    made = attend(query, key, value, mask, soft_cap)
+    np.testing.assert_allclose(made, plain(query, key, value, mask, soft_cap), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(made[1, 0], 0.0)
+    # One mask for all rows.
+    made = attend(query, key, value, mask[:1], soft_cap)
+    np.testing.assert_allclose(made, plain(query, key, value, mask[[0, 0]], soft_cap), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("bfloat16", 4e-2), ("float16", 5e-3)])
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+def test_half_precision(shape, dtype, tolerance):
+    query, key, value, mask = arrays(*shape)
+    made = attend(query, key, value, mask, None, dtype)
+    np.testing.assert_allclose(made, plain(query, key, value, mask, None), atol=tolerance)
+
+
+def test_values_in_parts_are_not_put_together():
+    query, key, value, mask = (
+        ops.convert_to_tensor(x, d) for x, d in zip(arrays(3, 9, 4, 2), ["float32"] * 3 + ["bool"])
+    )
+    scores = kernels.attention_scores(query, key, 0.3)
+    whole = kernels.weigh(scores, value, mask)
+    np.testing.assert_allclose(
+        numpy(kernels.weigh(scores, [value[:, :4], value[:, 4:]], mask)), numpy(whole), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("family", ["gemma", "gemma2"])
+def test_models_do_not_see_which_way_was_taken(family, monkeypatch):
+    """The fastest way on this backend against the plain one: outputs and gradients."""
+    ids = token_ids(2, 22)
+    mask = np.ones_like(ids)
+    mask[0, :6] = 0
+
+    def run():
+        backbone = fam_backbone(family, memory_segments=2, stock={"num_query_heads": 4, "num_key_value_heads": 2})
+        _, gradients = loss_and_gradients(backbone, inputs(ids, mask), lambda x: ops.mean(ops.square(x)))
+        return forward(backbone, ids, mask), gradients
+
+    monkeypatch.setattr(kernels, "SCORES_FOR_SINGLE_HEADS", 0)  # jax: one head at a time, however few scores
+    fast, fast_gradients = run()
+
+    def attend_plainly(query, key, value, mask, scale, soft_cap=None, dropout=0.0, seed=None):
+        return kernels.weigh(kernels.attention_scores(query, key, scale, soft_cap), value, mask, dropout, seed)
+
+    monkeypatch.setattr("keras_fam.layers.attention.attend", attend_plainly)
+    slow, slow_gradients = run()
+    np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=1e-5)
+    assert fast_gradients.keys() == slow_gradients.keys()
+    for path, gradient in fast_gradients.items():
+        np.testing.assert_allclose(gradient, slow_gradients[path], rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("fam_length", [0, 3])
+def test_bfloat16_keeps_to_float32(fam_length):
+    """Places stay exact however long the text: the error does not grow with them.
+
+    What FAM hands on is rounded in every block, so with it the error may grow from block to block; it stays small.
+    """
+    ids = token_ids(1, 400)
+    expected = forward(fam_backbone("gemma", block_size=8, fam_length=fam_length), ids)
+    policy = {"dtype": keras.dtype_policies.DTypePolicy("mixed_bfloat16")}
+    made = forward(fam_backbone("gemma", block_size=8, fam_length=fam_length, stock=policy), ids)
+    error = np.abs(made.astype("float32") - expected).mean(axis=(0, 2))
+    assert error[:80].mean() < 0.02 and error[-80:].mean() < 0.05
+    if not fam_length:
+        assert error[-80:].mean() < 1.5 * error[:80].mean()
