@@ -4,8 +4,8 @@ import keras
 from keras import ops, tree
 
 
-def scan(step, emit, carry, xs, length):
-    """`carry = step(carry, x)` over the leading axis of `xs`, with `emit(carry)` kept before and after every step.
+def scan(step, emit, carry, xs, length, axes=None):
+    """`carry = step(carry, x)` over one axis of `xs`, with `emit(carry)` kept before and after every step.
 
     `keras.ops.scan` is not used: under tensorflow its gradient cannot be compiled by XLA. On jax this is `lax.scan`,
     compiled once whatever the number of steps; torch runs a Python loop; tensorflow unrolls a static number of steps
@@ -15,30 +15,35 @@ def scan(step, emit, carry, xs, length):
         step: callable `(carry, x) -> carry`. Must not draw random numbers or assign variables.
         emit: callable, from a carry to a nested structure of tensors.
         carry: nested structure of tensors; keeps its shapes and dtypes.
-        xs: nested structure of tensors `[length, ...]`, or None; with a dynamic length, at least one row.
+        xs: dict of tensors or structures of tensors, or None. There may be more rows than `length`; with a dynamic
+            length there must be at least one.
         length: int, or a scalar tensor (tensorflow with a dynamic sequence length).
+        axes: dict, for each entry of `xs` the axis that is gone along, if it is not 0.
 
     Returns:
         `(carry, ys)`: the last carry, and all `length + 1` emissions stacked on a new leading axis.
     """
-    if not isinstance(length, int):
-        return _tensorflow_while(step, emit, carry, xs, length)
-    if keras.config.backend() == "jax":
-        return _jax_scan(step, emit, carry, xs, length)
-    rows = [ops.unstack(x, num=length, axis=0) for x in _leaves(xs)] if length else []
+    xs, axes = xs or {}, axes or {}
+    if not isinstance(length, int) or keras.config.backend() == "jax":
+        # One structure of leading axes. XLA compiles a loop's body even where it never runs: leave it a row to look at.
+        rows = length if isinstance(length, int) else ops.maximum(length, 1)
+        xs = {name: _leading(x, axes.get(name, 0), rows) for name, x in xs.items()}
+        return (_jax_scan if isinstance(length, int) else _tensorflow_while)(step, emit, carry, xs, length)
+    # The pieces are taken along the axis where it is: to move it would copy all of it.
+    rows = {
+        name: [ops.unstack(leaf, axis=axes.get(name, 0)) for leaf in tree.flatten(x)] if length else []
+        for name, x in xs.items()
+    }
     ys = [emit(carry)]
     for index in range(length):
-        carry = step(carry, _pack(xs, [x[index] for x in rows]))
+        x = {name: tree.pack_sequence_as(xs[name], [leaf[index] for leaf in leaves]) for name, leaves in rows.items()}
+        carry = step(carry, x)
         ys.append(emit(carry))
     return carry, tree.map_structure(lambda *leaves: ops.stack(leaves, axis=0), *ys)
 
 
-def _leaves(xs):
-    return [] if xs is None else tree.flatten(xs)
-
-
-def _pack(xs, leaves):
-    return None if xs is None else tree.pack_sequence_as(xs, leaves)
+def _leading(xs, axis, rows):
+    return tree.map_structure(lambda x: ops.moveaxis(x, axis, 0)[:rows], xs)
 
 
 def _jax_scan(step, emit, carry, xs, length):
@@ -64,10 +69,10 @@ def _tensorflow_while(step, emit, carry, xs, length):
         return [array.write(index, leaf) for array, leaf in zip(arrays, tree.flatten(emit(carry)))]
 
     def body(index, leaves, arrays):
-        after = step(tree.pack_sequence_as(carry, leaves), _pack(xs, [x.read(index) for x in inputs]))
+        after = step(tree.pack_sequence_as(carry, leaves), tree.pack_sequence_as(xs, [x.read(index) for x in inputs]))
         return index + 1, tree.flatten(after), write(arrays, index + 1, after)
 
-    inputs = [rows(x) for x in _leaves(xs)]
+    inputs = [rows(x) for x in tree.flatten(xs)]
     first, leaves = emit(carry), tree.flatten(carry)
     arrays = [tf.TensorArray(leaf.dtype, size=length + 1, element_shape=leaf.shape) for leaf in tree.flatten(first)]
     _, leaves, arrays = tf.while_loop(

@@ -116,15 +116,13 @@ def _feedback_loop(
             vectors = ops.where((block["index"] + 1) % truncate == 0, ops.stop_gradient(vectors), vectors)
         return project_fam(attention, vectors, started, rotation, normalize)
 
-    # XLA compiles the loop's body even where it never runs: give it a row to look at.
-    rows = updates if isinstance(updates, int) else ops.maximum(updates, 1)
     by_block = {"key": key, "value": value} if valid is None else {"key": key, "value": value, "valid": valid}
-    by_block = {name: ops.swapaxes(x, 0, 1)[:rows] for name, x in by_block.items()}
+    axes = dict.fromkeys(by_block, 1)
     if rotations is not None:
-        by_block["rotation"] = Rotation(*(x[1 : rows + 1] for x in rotations))
+        by_block["rotation"] = Rotation(*(x[1:] for x in rotations))
     if truncate is not None:
-        by_block["index"] = ops.arange(rows)
+        by_block["index"] = ops.arange(blocks)
     if update_seeds is not None:
-        by_block["seeds"] = tree.map_structure(lambda seed: spread_seed(seed, rows), update_seeds)
-    last, seen = scan(step, lambda fam: (fam.key, fam.value), start, by_block, updates)
+        by_block["seeds"] = tree.map_structure(lambda seed: spread_seed(seed, blocks), update_seeds)
+    last, seen = scan(step, lambda fam: (fam.key, fam.value), start, by_block, updates, axes)
     return tuple(ops.swapaxes(x[:blocks], 0, 1) for x in seen), last.vectors
