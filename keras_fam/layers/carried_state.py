@@ -67,7 +67,7 @@ class CarriedState(keras.layers.Layer):
         fresh = ops.cast(document_start, "bool")
         goes_on = ops.logical_not(fresh)
         started = ops.logical_and(ops.cast(self.started, "bool"), goes_on)
-        position = ops.where(goes_on, self.position, 0)
+        position = ops.where(goes_on, ops.convert_to_tensor(self.position), 0)
         real = ops.reshape(ops.cast(padding_mask, "bool"), (rows, length // self.block_size, self.block_size))
         self.started.assign(ops.cast(ops.logical_or(started, ops.any(real, axis=(1, 2))), "int32"))
         self.position.assign((position + length) % self.position_period)
