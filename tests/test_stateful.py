@@ -133,6 +133,18 @@ def test_tf_data_and_loader_train_too(tmp_path):
         assert np.isfinite(lm.evaluate(batches, verbose=0, return_dict=True)["loss"])
 
 
+def test_a_model_without_state_trains_on_streams(tmp_path):
+    """It takes no notice of `document_start`: every step starts anew."""
+    (tmp_path / "a.txt").write_text("1 2 3 4 5 6 7 8 9 10 " * 8)
+    stream = keras_fam.data.DocumentStream([tmp_path / "a.txt"], lambda t: [int(w) for w in t.split()], 2, 8)
+    lm = keras_fam.FAMCausalLM(fam_backbone("gemma"))
+    lm.compile(optimizer=keras.optimizers.SGD(0.0), loss=LOSS, weighted_metrics=[])
+    losses = lm.fit(stream, shuffle=False, verbose=0).history["loss"]
+    batches = list(stream)
+    expected = [lm.test_on_batch({k: x[k] for k in ("token_ids", "padding_mask")}, y, w) for x, y, w in batches]
+    np.testing.assert_allclose(losses[0], np.mean(expected), rtol=1e-4)
+
+
 def test_saving_keeps_the_option(tmp_path):
     lm = keras_fam.FAMCausalLM(stateful("gpt2"))
     lm.save(tmp_path / "lm.keras")

@@ -205,6 +205,10 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
         inputs = self.check_inputs(inputs, kwargs.get("training"))
         return super().__call__(inputs, *args, **kwargs)
 
+    def call(self, inputs, training=None, mask=None, **kwargs):
+        # On jax, training and prediction come here without `__call__`.
+        return super().call(self.check_inputs(inputs, training), training=training, mask=mask, **kwargs)
+
     def check_inputs(self, inputs, training=None):
         """The checked inputs of a call, and no others; see `Call arguments`."""
         if not isinstance(inputs, dict) or not {"token_ids", "padding_mask"} <= set(inputs):

@@ -76,6 +76,11 @@ class FAMCausalLM(SavesWhole, keras_hub.models.CausalLM):
         inputs = self.backbone.check_inputs(inputs, kwargs.get("training"))
         return super().__call__(inputs, *args, **kwargs)
 
+    def call(self, inputs, training=None, mask=None, **kwargs):
+        # On jax, training and prediction come here without `__call__`.
+        inputs = self.backbone.check_inputs(inputs, training)
+        return super().call(inputs, training=training, mask=mask, **kwargs)
+
     @classmethod
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "FAMCausalLM":
         """Loads a saved FAM preset, or a stock preset and gives it memory.
