@@ -3,15 +3,16 @@
 import keras
 from keras import ops
 
-from keras_fam.ops import fold_blocks, spread_seed, token_mask
+from keras_fam.loops import one_after, scan
+from keras_fam.ops import spread_seed, token_mask
 
 
 def attend_blocks(attention, query, key, value, valid, fam=None, seed=None, past=0):
     """Token t: Attention(q_t, [K_{tau-m} .. K_{tau-1}, Kf, K_tau up to t]), for every token of every block.
 
     Blocks with fewer than m segments before them are attended to one by one; so are all others, but on jax, where one
-    compiled loop runs over the rest, and where tensorflow does not know how many there are: there all blocks, with
-    empty ones in front where segments are missing, go into the batch.
+    compiled loop runs over the rest, and where tensorflow does not know how many there are: there the loop runs over
+    all blocks, with empty segments in front where some are missing.
 
     Args:
         attention: `FeedbackAttention`.
@@ -56,7 +57,8 @@ def _one_by_one(attention, query, key, value, valid, fam, seeds, past, count):
         mask = _mask(attention, own - first, window_valid, None if fam is None else fam[0][block])
         seed = None if seeds is None else seeds[block]
         keys, values = (x[0] if len(x) == 1 else ops.concatenate(x, axis=1) for x in (window_key, window_value))
-        attended.append(attention.attend(query[block], keys, values, mask, seed))
+        with one_after(attended[-1:]):
+            attended.append(attention.attend(query[block], keys, values, mask, seed))
     return ops.stack(attended, axis=1)
 
 
@@ -89,15 +91,12 @@ def _all_alike(attention, query, key, value, valid, fam, seeds, past, first):
         mask = _mask(attention, segments, xs.get("valid"), None if fam is None else fam[0][:, 0])
         return attention.attend(xs["query"], xs["key"], xs["value"], mask, xs.get("seed"))
 
-    if keras.config.backend() == "jax":
-        xs = {name: ops.swapaxes(x, 0, 1) for name, x in xs.items()}
-        if seeds is not None:
-            xs["seed"] = seeds[first:]
-        return ops.swapaxes(ops.map(attend, xs), 0, 1)
-    xs = {name: fold_blocks(x) for name, x in xs.items()}
+    axes = dict.fromkeys(xs, 1)
     if seeds is not None:
-        xs["seed"] = seeds[0]
-    return ops.reshape(attend(xs), ops.shape(query))
+        xs["seed"] = seeds[first:]
+    nothing = ops.zeros_like(xs["query"][:, 0])
+    _, attended = scan(lambda _, block: attend(block), lambda block: block, nothing, xs, count, axes)
+    return ops.swapaxes(attended[1:], 0, 1)
 
 
 def _mask(attention, segments, valid, fam):

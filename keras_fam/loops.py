@@ -1,5 +1,7 @@
 """One sequential loop over blocks that every backend can differentiate and compile."""
 
+import contextlib
+
 import keras
 from keras import ops, tree
 
@@ -83,3 +85,15 @@ def _tensorflow_while(step, emit, carry, xs, length):
         maximum_iterations=tf.maximum(length, 1),  # XLA sizes the gradient's stacks by it.
     )
     return tree.pack_sequence_as(carry, leaves), tree.pack_sequence_as(first, [array.stack() for array in arrays])
+
+
+def one_after(earlier):
+    """Context manager: what is made inside is made after `earlier`, a list of tensors.
+
+    tensorflow's graphs would start all blocks of a text at once, and hold the scores of all of them.
+    """
+    if keras.config.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    return tf.control_dependencies(earlier)

@@ -110,8 +110,3 @@ def merge_blocks(x: Tensor, length: int | Tensor) -> Tensor:
     shape = ops.shape(x)
     x = ops.reshape(x, (shape[0], shape[1] * shape[2], *x.shape[3:]))
     return x if isinstance(length, int) and x.shape[1] == length else x[:, :length]
-
-
-def fold_blocks(x: Tensor) -> Tensor:
-    """Blocks into the batch: `[b, n, ...]` to `[b * n, ...]`."""
-    return ops.reshape(x, (-1, *x.shape[2:]))
