@@ -164,7 +164,8 @@ def draw(results, path):
         axes[1][column].set_xticks(plan.LENGTHS, [f"{n:,}" for n in plan.LENGTHS])
         for row in axes:
             row[column].grid(alpha=0.3)
-            row[column].set_ylim(bottom=0)
+    for row in axes:
+        row[0].set_ylim(bottom=0)  # Shared, so only once all is drawn.
     axes[0][0].set_ylabel("training, ms per token")
     axes[1][0].set_ylabel("peak memory of a step, GiB")
     axes[0][0].legend()

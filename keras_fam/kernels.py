@@ -146,7 +146,7 @@ def _single_heads_jax(query, key, value, mask, scale, soft_cap):
 
     query = query.reshape(batch, length, key_heads, groups, head_dim).transpose(0, 2, 3, 1, 4)
     query = query.reshape(batch * key_heads, groups, length, head_dim)
-    key, value = (x.transpose(0, 2, 1, 3).reshape(batch * key_heads, slots, head_dim) for x in (key, value))
+    key, value = (x.transpose(0, 2, 1, 3).reshape(batch * key_heads, slots, x.shape[-1]) for x in (key, value))
     attended = jax.lax.map(group, (jax.numpy.arange(batch * key_heads), query, key, value))
-    attended = attended.reshape(batch, key_heads, groups, length, head_dim).transpose(0, 3, 1, 2, 4)
-    return attended.reshape(batch, length, heads, head_dim)
+    attended = attended.reshape(batch, key_heads, groups, length, -1).transpose(0, 3, 1, 2, 4)
+    return attended.reshape(batch, length, heads, -1)

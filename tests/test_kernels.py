@@ -45,6 +45,9 @@ def test_attend_is_plain_attention(shape, soft_cap):
     made = attend(query, key, value, mask, soft_cap)
     np.testing.assert_allclose(made, plain(query, key, value, mask, soft_cap), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(made[1, 0], 0.0)
+    # Values of another size than keys.
+    made = attend(query, key, value[..., :4], mask, soft_cap)
+    np.testing.assert_allclose(made, plain(query, key, value[..., :4], mask, soft_cap), rtol=1e-5, atol=1e-5)
     # One mask for all rows.
     made = attend(query, key, value, mask[:1], soft_cap)
     np.testing.assert_allclose(made, plain(query, key, value, mask[[0, 0]], soft_cap), rtol=1e-5, atol=1e-5)
