@@ -15,6 +15,17 @@ def fam(size, tokens):
     return lambda: lm.train_on_batch(inputs, targets), lm.count_params()
 
 
+def _shape(size):
+    """What all peers' constructors call alike."""
+    return dict(
+        num_tokens=size.vocabulary_size,
+        dim=size.hidden_dim,
+        depth=size.num_layers,
+        dim_head=size.hidden_dim // size.num_heads,
+        heads=size.num_heads,
+    )
+
+
 def _peer(wrapper, loss_of, tokens, vocabulary_size):
     """`loss_of(wrapper, ids)` is differentiated here, or returns None if it has been already."""
     import torch
@@ -36,11 +47,7 @@ def infini(size, tokens):
     from infini_transformer_pytorch import InfiniTransformer, InfiniTransformerWrapper
 
     model = InfiniTransformer(
-        num_tokens=size.vocabulary_size,
-        dim=size.hidden_dim,
-        depth=size.num_layers,
-        dim_head=size.hidden_dim // size.num_heads,
-        heads=size.num_heads,
+        **_shape(size),
     )
     wrapper = InfiniTransformerWrapper(model, segment_length=size.block_size)
     return _peer(wrapper, lambda w, ids: w(ids, backward=True) and None, tokens, size.vocabulary_size)
@@ -50,11 +57,7 @@ def recurrent_memory(size, tokens):
     from recurrent_memory_transformer_pytorch import RecurrentMemoryTransformer, RecurrentMemoryTransformerWrapper
 
     model = RecurrentMemoryTransformer(
-        num_tokens=size.vocabulary_size,
-        dim=size.hidden_dim,
-        depth=size.num_layers,
-        dim_head=size.hidden_dim // size.num_heads,
-        heads=size.num_heads,
+        **_shape(size),
         num_memory_tokens=size.fam_length,
         seq_len=size.block_size,
     )
@@ -66,11 +69,7 @@ def block_recurrent(size, tokens):
     from block_recurrent_transformer_pytorch import BlockRecurrentTransformer, RecurrentTrainerWrapper
 
     model = BlockRecurrentTransformer(
-        num_tokens=size.vocabulary_size,
-        dim=size.hidden_dim,
-        depth=size.num_layers,
-        dim_head=size.hidden_dim // size.num_heads,
-        heads=size.num_heads,
+        **_shape(size),
         max_seq_len=size.block_size,
         block_width=size.block_size,
         num_state_vectors=size.fam_length,

@@ -1,6 +1,6 @@
 """Attention(q, K, V) of one set of queries, by what is fastest on the backend at hand.
 
-The choices were measured: see `benchmarks/`. All of them take grouped queries without repeating keys.
+The choices were measured: see `benchmarks/`. Grouped queries go without repeating keys, but on torch's accelerators.
 """
 
 import keras
