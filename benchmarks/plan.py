@@ -3,8 +3,9 @@
 SMALL = dict(
     hidden_dim=128, num_layers=2, num_heads=4, intermediate_dim=512, block_size=256, memory_segments=1, fam_length=16
 )
-# The peers' feed-forward is 4 d wide; a gated one with as many weights has two halves of 8 d / 3.
-PEERS = dict(block_size=512, memory_segments=1, intermediate_dim=2730)
+# The peers' feed-forward is 4 d wide; a gated one with as many weights has two halves of 8 d / 3. Like them, a token sees
+# its own segment and the memory.
+PEERS = dict(block_size=512, memory_segments=0, intermediate_dim=2730)
 TINY = dict(SMALL, hidden_dim=16, num_heads=2, intermediate_dim=32, block_size=16, fam_length=4)
 LENGTHS = (1024, 2048, 4096, 8192)
 
@@ -38,7 +39,7 @@ def full(backend):
         "decode": ("decode", dict(contexts=[512, 16384], tokens=100)),
         "generate, fam": ("generate", dict(name="fam", contexts=[512, 16384], tokens=65, repeats=2)),
         "generate, stock": ("generate", dict(name="stock", contexts=[512, 4096], tokens=65, repeats=2)),
-        "peers": ("peers", dict(size=PEERS, names=peers, tokens=4096, repeats=3)),
+        "peers": ("peers", dict(size=PEERS, names=peers, tokens=4096, repeats=7)),
     }
     if backend == "jax":
         for blocks in (8, 64):
