@@ -225,6 +225,25 @@ def test_restarts_seeds_and_rates():
     assert (stream[4][0]["token_ids"] != inputs["token_ids"]).any()
 
 
+@pytest.mark.parametrize("answer_noise", [0.0, 0.5, 1.0])
+def test_answer_noise(answer_noise):
+    """Targets and the statement keep the key; of the digits that are read in answers, a share is drawn anew."""
+    task = PassKeyTask(32)
+    inputs, targets, weights = task.stream(200, 3, 0.5, seed=3, question_rate=0.5, answer_noise=answer_noise)[1]
+    clean = task.stream(200, 3, 0.5, seed=3, question_rate=0.5)[1]
+    np.testing.assert_array_equal(targets, clean[1])
+    np.testing.assert_array_equal(weights, clean[2])
+    answers = np.zeros(weights.shape, bool)
+    answers[:, 1:] = weights[:, :-1] == 1
+    read, right = inputs["token_ids"], clean[0]["token_ids"]
+    np.testing.assert_array_equal(read[~answers], right[~answers])
+    assert np.isin(read[answers], task.digit_ids).all()
+    assert abs((read != right)[answers].mean() - 0.9 * answer_noise) < 0.03
+    rng = np.random.default_rng(0)
+    read, targets, weights = task.examples(200, 3, rng, question_rate=0.5, answer_noise=answer_noise)
+    assert abs((read[:, 1:] != targets[:, :-1])[weights[:, :-1] == 1].mean() - 0.9 * answer_noise) < 0.05
+
+
 def test_fit_takes_a_stream_in_order():
     """Two epochs of three batches: the second goes on where the first one ended."""
     task = PassKeyTask(12)
@@ -287,6 +306,8 @@ RNG = np.random.default_rng(0)
         ("introduce", [True], (1,)),
         ("introduce", False, "keys=None"),
         ("introduce", [True, False], "keys=None"),
+        ("answer_noise", -0.1, -0.1),
+        ("answer_noise", None, None),
     ],
     ids=str,
 )
@@ -315,6 +336,8 @@ def test_bad_prompts(name, value):
         ("question_rate", 2, 2),
         ("question_rate", [], (0,)),
         ("question_rate", [[0.5]], (1, 1)),
+        ("answer_noise", 1.5, 1.5),
+        ("answer_noise", [0.5], [0.5]),
     ],
     ids=str,
 )

@@ -94,6 +94,7 @@ class PassKeyTask:
         keys: Tensor | None = None,
         question_rate: float | Sequence[float] = 0.0,
         introduce: bool | Sequence[bool] = True,
+        answer_noise: float = 0.0,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Training examples, each with a key of its own.
 
@@ -108,6 +109,8 @@ class PassKeyTask:
             question_rate: float, or one for each row.
             introduce: bool, or one for each row. False goes on with a text that stated its key earlier: there is no
                 statement, and the first block is like the others.
+            answer_noise: float, share of the answers' digits that are random in `token_ids` and right in `targets`
+                alone. At 1 the text never repeats its key, and memory must hold it from the statement on.
 
         Returns:
             `(token_ids, targets, weights)`, int32, int32 and float32, all `[batch_size, blocks * block_size]`.
@@ -127,7 +130,9 @@ class PassKeyTask:
                 raise ValueError("`keys` must be given if `introduce` is False. Received: keys=None.")
             keys = self._new_keys(rng, batch_size)
         keys = self._check_keys(keys, batch_size)
-        return self._write(rng, blocks, keys, self._new_phases(rng, batch_size), introduce, question_rate)
+        check_probability("answer_noise", answer_noise)
+        phases = self._new_phases(rng, batch_size)
+        return self._write(rng, blocks, keys, phases, introduce, question_rate, answer_noise)
 
     def prompt(self, batch_size: int, blocks: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Texts that end in a question without its answer.
@@ -188,6 +193,7 @@ class PassKeyTask:
         restart: float | Sequence[float],
         seed: int,
         question_rate: float | Sequence[float] = 0.0,
+        answer_noise: float = 0.0,
     ) -> PassKeyStream:
         """Endless texts for training with carried state: each row goes on from batch to batch until it restarts.
 
@@ -197,6 +203,7 @@ class PassKeyTask:
             restart: float, probability that a row begins a new text with a new key at a batch, or one for each row.
             seed: int, at least 0.
             question_rate: float, see `examples`; of a sequence, each row and batch draws one.
+            answer_noise: float, see `examples`.
 
         Returns:
             `keras.utils.PyDataset` without end: give `fit` a `steps_per_epoch`. See `PassKeyStream`.
@@ -212,7 +219,7 @@ class PassKeyTask:
         inputs, targets, weights = stream[0]
         ```
         """
-        return PassKeyStream(self, batch_size, blocks, restart, seed, question_rate)
+        return PassKeyStream(self, batch_size, blocks, restart, seed, question_rate, answer_noise)
 
     # === Text ===
 
@@ -234,7 +241,7 @@ class PassKeyTask:
         token_ids[rows[:, None], places] = np.insert(self.digit_ids[keys[rows]], 0, marker, axis=1)
         return rows[:, None], places
 
-    def _write(self, rng, blocks, keys, phases, introduce, question_rate):
+    def _write(self, rng, blocks, keys, phases, introduce, question_rate, answer_noise):
         """The arrays of `examples`; all draws are made for every row, whatever the row then uses."""
         batch_size, size, length = len(keys), self.statement_length, blocks * self.block_size
         token_ids = self._filler(rng, phases, length)
@@ -252,6 +259,9 @@ class PassKeyTask:
         targets[:, :-1] = token_ids[:, 1:]
         weights = np.where(targets >= self.filler_ids[0], self.filler_weight, 0.0).astype("float32")
         weights[rows, places[:, :-1]] = 1.0
+        noisy = rng.random(places[:, 1:].shape) < answer_noise
+        answers = token_ids[rows, places[:, 1:]]
+        token_ids[rows, places[:, 1:]] = np.where(noisy, self.digit_ids[rng.integers(10, size=noisy.shape)], answers)
         return token_ids, targets, weights
 
     def _prompt_pieces(self, blocks, keys, phases, starts, rng):

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_fam.checks import check_integer, check_probabilities
+from keras_fam.checks import check_integer, check_probabilities, check_probability
 
 
 class PassKeyStream(keras.utils.PyDataset):
@@ -21,7 +21,7 @@ class PassKeyStream(keras.utils.PyDataset):
     int32 `[batch_size]`, 1 for rows that restart.
     """
 
-    def __init__(self, task, batch_size, blocks, restart, seed, question_rate):
+    def __init__(self, task, batch_size, blocks, restart, seed, question_rate, answer_noise):
         super().__init__()
         self.task = task
         self.batch_size = check_integer("batch_size", batch_size, 1)
@@ -29,6 +29,7 @@ class PassKeyStream(keras.utils.PyDataset):
         self.restart = check_probabilities("restart", restart, self.batch_size)
         self.seed = check_integer("seed", seed, 0)
         self.question_rates = check_probabilities("question_rate", question_rate)
+        self.answer_noise = check_probability("answer_noise", answer_noise)
         self._latest = None  # what `_texts` found last: saves looking back when batches are taken in order
 
     @property
@@ -41,7 +42,9 @@ class PassKeyStream(keras.utils.PyDataset):
         keys, phases = self._texts(index)
         phases = phases + index * self.blocks * self.task.block_size
         question_rate = rng.choice(self.question_rates, self.batch_size)
-        token_ids, targets, weights = self.task._write(rng, self.blocks, keys, phases, restarts, question_rate)
+        token_ids, targets, weights = self.task._write(
+            rng, self.blocks, keys, phases, restarts, question_rate, self.answer_noise
+        )
         inputs = {
             "token_ids": token_ids,
             "padding_mask": np.ones_like(token_ids),
