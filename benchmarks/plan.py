@@ -3,7 +3,7 @@
 SMALL = dict(
     hidden_dim=128, num_layers=2, num_heads=4, intermediate_dim=512, block_size=256, memory_segments=1, fam_length=16
 )
-# The peers' feed-forward is 4 d wide; a gated one with as many weights has two halves of 8 d / 3. Like theirs, tokens see
+# The peers' feed-forward is 4 d wide; a gated one with as many weights has two halves of 8 d / 3. As there, tokens see
 # their own segment and the memory.
 PEERS = dict(block_size=512, memory_segments=0, intermediate_dim=2730)
 TINY = dict(SMALL, hidden_dim=16, num_heads=2, intermediate_dim=32, block_size=16, fam_length=4)

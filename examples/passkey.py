@@ -7,16 +7,17 @@ fixed memory and generate the key. An answer counts if every digit is right.
     KERAS_BACKEND=torch python examples/passkey.py --quick
     KERAS_BACKEND=torch python examples/passkey.py --seeds 3
 
-`fam` has no memory segments. `bswaM` is block sliding window attention with M memory segments and no FAM, and `bswa1_sg`
-stops the gradient through them (Transformer-XL). All are trained on the same number of steps of the same size: first on
-texts of 2, 4 and 8 blocks with a question in every block, each until it is learned or `--lesson-steps` are spent, then on
-sparse questions whose answers are followed by random digits, so that no text repeats its key. There, with `--training
-carried`, a row goes on from its own state from step to step, and restarts with a new key with the probability that
-`--restart` gives it. With `--training fresh` every row of every step starts anew; give it `--blocks 18`, as in the paper.
+`fam` has no memory segments. `bswaM` is block sliding window attention with M memory segments and no FAM, and
+`bswa1_sg` stops the gradient through them (Transformer-XL). All are trained on the same number of steps of the same
+size: first on texts of 2, 4 and 8 blocks with a question in every block, each until it is learned or `--lesson-steps`
+are spent, then on sparse questions whose answers are followed by random digits, so that no text repeats its key.
+There, with `--training carried`, a row goes on from its own state from step to step, and restarts with a new key with
+the probability that `--restart` gives it. With `--training fresh` every row of every step starts anew; give it
+`--blocks 18`, as in the paper.
 
 Results are written to `passkey.json`, `{model: {seed: {blocks: accuracy}}}`, and drawn in `passkey.png`. A run that is
-interrupted goes on where its last epoch ended when it is started again with the same `--out`. Runs share nothing: start
-one for some `--models` beside another with the same `--out`, and `--seeds` of both are tabled by the one that ends last.
+interrupted goes on where its last epoch ended when it is started again with the same `--out`. Two commands with other
+`--models` and the same `--out` can run side by side; the one that ends last writes the whole table.
 """
 
 import argparse
@@ -212,6 +213,8 @@ def parse():
         parser.set_defaults(**QUICK)
     options = parser.parse_args()
     options.lengths = sorted(options.lengths)
+    if options.steps <= WARMUP:
+        parser.error(f"--steps must be above {WARMUP}, the steps of the warm-up. Received: {options.steps}.")
     options.task = keras_fam.data.PassKeyTask(
         options.block_size, options.key_length, options.filler_length, options.noise
     )
