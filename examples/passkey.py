@@ -10,7 +10,7 @@ fixed memory and generate the key. An answer counts if every digit is right.
 `fam` has no memory segments. `bswaM` is block sliding window attention with M memory segments and no FAM, and
 `bswa1_sg` stops the gradient through them (Transformer-XL). All are trained on the same number of steps of the same
 size: first on texts of 2, 4 and 8 blocks with a question in every block, each until it is learned or `--lesson-steps`
-are spent, then on sparse questions whose answers are followed by random digits, so that no text repeats its key.
+are spent, then on sparse questions in whose answers random digits are read, so that no text repeats its key.
 There, with `--training carried`, a row goes on from its own state from step to step, and restarts with a new key with
 the probability that `--restart` gives it. With `--training fresh` every row of every step starts anew; give it
 `--blocks 18`, as in the paper.
