@@ -32,6 +32,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import keras_hub
 import numpy as np
+from matplotlib.figure import Figure
 
 import keras_fam
 
@@ -144,8 +145,6 @@ def evaluate(lm, options, seed):
 
 
 def draw(results, options, path):
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(7, 4.2))
     axes = figure.subplots()
     for name, by_seed in results.items():
@@ -156,8 +155,8 @@ def draw(results, options, path):
     axes.set_xscale("log")
     axes.set_xticks(options.lengths, [str(n) for n in options.lengths])
     axes.minorticks_off()
-    axes.axvline(18, color="gray", linewidth=0.8, linestyle=":")
-    axes.set_xlabel("blocks of filler (dotted: the longest text trained on)")
+    axes.axvline(options.blocks, color="gray", linewidth=0.8, linestyle=":")
+    axes.set_xlabel("blocks of filler (dotted: blocks in one training step)")
     axes.set_ylabel("whole keys right")
     axes.set_ylim(-0.03, 1.03)
     axes.grid(alpha=0.3)
