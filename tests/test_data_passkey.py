@@ -166,13 +166,14 @@ def test_prompts_block_by_block():
     blocks=st.integers(1, 3),
     rate=SIZES["rate"],
     restart=st.sampled_from([0.0, 0.3, 1.0, [0.0, 0.5, 1.0]]),
+    restate=st.sampled_from([0.0, 0.4, [1.0, 0.0, 0.5]]),
     seed=SIZES["seed"],
 )
-def test_rows_of_a_stream_go_on(key_length, blocks, rate, restart, seed):
+def test_rows_of_a_stream_go_on(key_length, blocks, rate, restart, restate, seed):
     task = PassKeyTask(2 * key_length + 8, key_length, filler_length=7, noise=0.0)
-    stream = task.stream(3, blocks, restart, seed, question_rate=rate)
+    stream = task.stream(3, blocks, restart, seed, question_rate=rate, restate=restate)
     keys, phases = [None] * 3, [None] * 3
-    length, starts = blocks * task.block_size, []
+    length, starts, stated = blocks * task.block_size, [], []
     for index in range(6):
         inputs, targets, weights = stream[index]
         ids, start = inputs["token_ids"], inputs["document_start"]
@@ -181,8 +182,9 @@ def test_rows_of_a_stream_go_on(key_length, blocks, rate, restart, seed):
         starts.append(start)
         for row, phase in enumerate(check_filler(task, ids)):
             statements = list(marked(task, ids[row], task.key_id))
-            assert len(statements) == start[row]
-            if start[row]:
+            stated.append((row, len(statements)))
+            assert start[row] <= len(statements) <= 1
+            if statements:
                 keys[row], phases[row] = list(statements[0][1]), phase - index * length
             assert (phases[row] + index * length - phase) % 7 == 0
             questions = list(marked(task, ids[row], task.ask_id))
@@ -193,15 +195,18 @@ def test_rows_of_a_stream_go_on(key_length, blocks, rate, restart, seed):
     for row, probability in enumerate(np.broadcast_to(restart, 3)):
         if probability in (0.0, 1.0):
             assert (starts[1:, row] == probability).all()
+        if np.broadcast_to(restate, 3)[row] in (0.0, 1.0):
+            expected = np.maximum(starts[:, row], np.broadcast_to(restate, 3)[row])
+            np.testing.assert_array_equal([count for at, count in stated if at == row], expected)
 
 
 @settings(max_examples=20, deadline=None)
 @given(order=st.lists(st.integers(0, 30), min_size=2, max_size=8), restart=st.sampled_from([0.0, 0.2, 0.9]))
 def test_a_batch_depends_on_its_index_alone(order, restart):
-    task = PassKeyTask(12)
-    stream = task.stream(3, 2, restart, seed=5, question_rate=[0.0, 0.5, 1.0])
+    task, options = PassKeyTask(12), dict(seed=5, question_rate=[0.0, 0.5, 1.0], restate=0.1)
+    stream = task.stream(3, 2, restart, **options)
     for index in order:
-        equal(stream[index], task.stream(3, 2, restart, seed=5, question_rate=[0.0, 0.5, 1.0])[index])
+        equal(stream[index], task.stream(3, 2, restart, **options)[index])
 
 
 def test_workers_do_not_matter():
@@ -338,6 +343,8 @@ def test_bad_prompts(name, value):
         ("question_rate", [[0.5]], (1, 1)),
         ("answer_noise", 1.5, 1.5),
         ("answer_noise", [0.5], [0.5]),
+        ("restate", 1.5, 1.5),
+        ("restate", [0.5] * 3, (3,)),
     ],
     ids=str,
 )

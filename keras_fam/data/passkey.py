@@ -194,6 +194,7 @@ class PassKeyTask:
         seed: int,
         question_rate: float | Sequence[float] = 0.0,
         answer_noise: float = 0.0,
+        restate: float | Sequence[float] = 0.0,
     ) -> PassKeyStream:
         """Endless texts for training with carried state: each row goes on from batch to batch until it restarts.
 
@@ -204,6 +205,8 @@ class PassKeyTask:
             seed: int, at least 0.
             question_rate: float, see `examples`; of a sequence, each row and batch draws one.
             answer_noise: float, see `examples`.
+            restate: float, probability that a row that does not restart states a new key at a batch, or one for each
+                row: its memory then has to let the old key go.
 
         Returns:
             `keras.utils.PyDataset` without end: give `fit` a `steps_per_epoch`. See `PassKeyStream`.
@@ -219,7 +222,7 @@ class PassKeyTask:
         inputs, targets, weights = stream[0]
         ```
         """
-        return PassKeyStream(self, batch_size, blocks, restart, seed, question_rate, answer_noise)
+        return PassKeyStream(self, batch_size, blocks, restart, seed, question_rate, answer_noise, restate)
 
     # === Text ===
 

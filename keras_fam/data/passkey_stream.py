@@ -10,8 +10,9 @@ class PassKeyStream(keras.utils.PyDataset):
     """Endless PassKey texts, made by `PassKeyTask.stream`: row i of batch t + 1 goes on with row i of batch t.
 
     Every row restarts in batch 0, and with its probability `restart` in every later one: it then states a new key in
-    its first block. A row that goes on is asked for the key that it stated last. Batch t depends on the arguments and t
-    alone: batches may be asked for in any order, twice, and by several workers.
+    its first block. A row that goes on states a new key there with its probability `restate`, and is asked for the key
+    that it stated last. Batch t depends on the arguments and t alone: batches may be asked for in any order, twice, and
+    by several workers.
 
     The stream has no end, so `fit` wants `steps_per_epoch`, takes the batches in order whatever its argument
     `shuffle`, and goes on in the second epoch where the first one ended; `evaluate` wants `steps`.
@@ -21,12 +22,13 @@ class PassKeyStream(keras.utils.PyDataset):
     int32 `[batch_size]`, 1 for rows that restart.
     """
 
-    def __init__(self, task, batch_size, blocks, restart, seed, question_rate, answer_noise):
+    def __init__(self, task, batch_size, blocks, restart, seed, question_rate, answer_noise, restate):
         super().__init__()
         self.task = task
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.blocks = check_integer("blocks", blocks, 1)
         self.restart = check_probabilities("restart", restart, self.batch_size)
+        self.restate = check_probabilities("restate", restate, self.batch_size)
         self.seed = check_integer("seed", seed, 0)
         self.question_rates = check_probabilities("question_rate", question_rate)
         self.answer_noise = check_probability("answer_noise", answer_noise)
@@ -38,12 +40,12 @@ class PassKeyStream(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         index = check_integer("index", index, 0)
-        rng, restarts, _, _ = self._draw(index)
+        rng, restarts, states, _, _ = self._draw(index)
         keys, phases = self._texts(index)
         phases = phases + index * self.blocks * self.task.block_size
         question_rate = rng.choice(self.question_rates, self.batch_size)
         token_ids, targets, weights = self.task._write(
-            rng, self.blocks, keys, phases, restarts, question_rate, self.answer_noise
+            rng, self.blocks, keys, phases, states, question_rate, self.answer_noise
         )
         inputs = {
             "token_ids": token_ids,
@@ -53,13 +55,15 @@ class PassKeyStream(keras.utils.PyDataset):
         return inputs, targets, weights
 
     def _draw(self, index):
-        """One batch's own generator, the rows that restart in it, and the keys and phases that those begin with."""
+        """One batch's own generator, rows that restart in it, rows that state a key, and those keys and phases."""
         rng = np.random.default_rng([self.seed, index])
         restarts = (rng.random(self.batch_size) < self.restart) | (index == 0)
-        return rng, restarts, self.task._new_keys(rng, self.batch_size), self.task._new_phases(rng, self.batch_size)
+        states = restarts | (rng.random(self.batch_size) < self.restate)
+        keys, phases = self.task._new_keys(rng, self.batch_size), self.task._new_phases(rng, self.batch_size)
+        return rng, restarts, states, keys, phases
 
     def _texts(self, index):
-        """The key and the phase that each row of a batch drew when its text began, at this batch or before."""
+        """The key and the phase that each row of a batch drew when it last stated a key, at this batch or before."""
         keys, phases = np.zeros((self.batch_size, self.task.key_length), int), np.zeros(self.batch_size, int)
         missing, latest = np.ones(self.batch_size, bool), self._latest
         for step in range(index, -1, -1):
@@ -67,8 +71,8 @@ class PassKeyStream(keras.utils.PyDataset):
                 _, new_keys, new_phases = latest
                 found = missing
             else:
-                _, restarts, new_keys, new_phases = self._draw(step)
-                found = restarts & missing
+                _, _, states, new_keys, new_phases = self._draw(step)
+                found = states & missing
             keys[found], phases[found] = new_keys[found], new_phases[found]
             missing = missing & ~found
             if not missing.any():
