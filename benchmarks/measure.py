@@ -18,6 +18,7 @@ import keras
 import models
 import numpy as np
 from keras import ops
+from size import Size
 
 MIB = 2**20
 
@@ -165,4 +166,4 @@ MEASUREMENTS = (speed, speed_by_length, memory, stream, decode, generate, compil
 if __name__ == "__main__":
     arguments = json.loads(sys.argv[2])
     function = {function.__name__: function for function in MEASUREMENTS}[sys.argv[1]]
-    print(json.dumps(function(models.Size(**arguments.pop("size", {})), **arguments)))
+    print(json.dumps(function(Size(**arguments.pop("size", {})), **arguments)))

@@ -1,27 +1,11 @@
 """The models that are compared: FAM, BSWA, stock, and stock under the dense mask of BSWA, all with random weights."""
 
-from dataclasses import dataclass
-
 import keras
 import keras_hub
 import numpy as np
 from keras import ops
 
 import keras_fam
-
-
-@dataclass(frozen=True)
-class Size:
-    """A Gemma-shaped model; every head has its own keys."""
-
-    hidden_dim: int = 512
-    num_layers: int = 4
-    num_heads: int = 8
-    intermediate_dim: int = 4096  # both halves of the gated feed-forward
-    block_size: int = 1024
-    memory_segments: int = 3
-    fam_length: int = 64
-    vocabulary_size: int = 256
 
 
 def stock(size, num_layers=None):

@@ -3,6 +3,7 @@
 import statistics
 
 import plan
+from size import Size, products_per_token
 
 
 def _median(seconds):
@@ -46,15 +47,36 @@ def _tokens_per_second(result, tokens=4096):
     return {name: tokens / _median(seconds) for name, seconds in result["seconds"].items()}
 
 
+def _against_peers(results):
+    """The best of our backends against the fastest peer, as lines of text."""
+    speeds = {
+        backend: _tokens_per_second(r["peers"]) for backend, r in results.items() if "seconds" in r.get("peers", {})
+    }
+    ours = {backend: by_name.pop("keras_fam") for backend, by_name in speeds.items()}
+    peers = {name: speed for by_name in speeds.values() for name, speed in by_name.items()}
+    if not ours or not peers:
+        return []
+    backend, peer = max(ours, key=ours.get), max(peers, key=peers.get)
+    ratio = ours[backend] / peers[peer]
+    return [f"Training, 4,096 tokens: keras_fam on {backend} is {ratio:.2f} times as fast as the fastest peer, {peer}."]
+
+
 def _peers(result):
     return ", ".join(f"{name} {speed:,.0f}" for name, speed in _tokens_per_second(result).items())
 
+
+def _arithmetic(of, to):
+    """The ratio of two models' or lengths' products per token, each `(size, length)`."""
+    return f"{products_per_token(*of) / products_per_token(*to):.2f}"
+
+
+FAM, BSWA = Size(), Size(fam_length=0)
 
 # What stands in the table, its goal, and how it follows from a backend's measurements.
 ROWS = (
     (
         "FAM / BSWA, forward, 8,192 tokens",
-        "≤ 1.07",
+        f"≤ 1.07; arithmetic {_arithmetic((FAM, 8192), (BSWA, 8192))}",
         lambda r: _spread(_ratios(r["forward, fam against bswa"], "fam", "bswa")),
     ),
     (
@@ -64,7 +86,7 @@ ROWS = (
     ),
     (
         "seconds per token, 65,536 / 8,192, forward",
-        "≤ 1.05",
+        f"≤ 1.05; arithmetic {_arithmetic((FAM, 65536), (FAM, 8192))}",
         lambda r: _spread([x / 8 for x in _ratios(r["by length"], "65536", "8192")]),
     ),
     *(
@@ -137,6 +159,7 @@ def table(results):
     lines = ["| what | goal | " + " | ".join(results) + " |", "|---|---|" + "---|" * len(results)]
     for what, goal, row in ROWS:
         lines.append(f"| {what} | {goal} | " + " | ".join(_cell(row, results[backend]) for backend in results) + " |")
+    lines += ["", *_against_peers(results)]
     versions = {f"{name} {number}" for r in results.values() for name, number in r.get("versions", {}).items()}
     return "\n".join(lines) + f"\n\n{', '.join(sorted(versions))}.\n"
 

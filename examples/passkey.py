@@ -73,10 +73,11 @@ def lessons(options, seed):
     for blocks in BLOCKS:
         yield f"{blocks} blocks", options.task.stream(batch, blocks, 1.0, seed, question_rate=1.0)
     restart = np.resize(options.restart, batch) if options.training == "carried" else 1.0
-    yield (
-        options.training,
-        options.task.stream(batch, options.blocks, restart, seed, options.sparse, answer_noise=1.0),
+    restate = np.resize(options.restate, batch)
+    stream = options.task.stream(
+        batch, options.blocks, restart, seed, options.sparse, answer_noise=1.0, restate=restate
     )
+    yield options.training, stream
 
 
 class ShorterMemory(keras.callbacks.Callback):
@@ -211,6 +212,7 @@ def parse():
     add("--steps", type=int, default=1600)
     add("--lesson-steps", type=int, default=400, help="at most so many steps at each growing length")
     add("--restart", type=float, nargs="+", default=[0.5, 0.2], help="shares of rows that restart, last lesson")
+    add("--restate", type=float, nargs="+", default=[0.0], help="the same for rows that only state a new key")
     add("--shorten", type=float, default=4.0, help="what carried memory is divided by before every step")
     add("--batch-size", type=int, default=64)
     add("--learning-rate", type=float, default=3e-3)

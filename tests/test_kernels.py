@@ -8,6 +8,7 @@ from keras import ops
 from utils import fam_backbone, forward, inputs, numpy, token_ids
 
 from keras_fam import kernels
+from keras_fam.layers import decoder_block
 
 # queries, keys, query heads, key heads; the last are enough scores for jax's CPU to take one head at a time.
 SHAPES = [(1, 5, 4, 4), (6, 9, 4, 2), (7, 9, 3, 1), (256, 520, 4, 2)]
@@ -85,12 +86,14 @@ def test_models_do_not_see_which_way_was_taken(family, monkeypatch):
         return forward(backbone, ids, mask), gradients
 
     monkeypatch.setattr(kernels, "SCORES_FOR_SINGLE_HEADS", 0)  # jax: one head at a time, however few scores
+    monkeypatch.setattr(decoder_block, "TOKENS_AT_ONCE", 5)  # torch: behind the attention in parts, the last one short
     fast, fast_gradients = run()
 
     def attend_plainly(query, key, value, mask, scale, soft_cap=None, dropout=0.0, seed=None):
         return kernels.weigh(kernels.attention_scores(query, key, scale, soft_cap), value, mask, dropout, seed)
 
     monkeypatch.setattr("keras_fam.layers.attention.attend", attend_plainly)
+    monkeypatch.setattr(decoder_block, "TOKENS_AT_ONCE", 4096)
     slow, slow_gradients = run()
     np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=1e-5)
     assert fast_gradients.keys() == slow_gradients.keys()

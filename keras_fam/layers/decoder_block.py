@@ -12,6 +12,7 @@ from keras_fam.ops import seeded_dropout
 from keras_fam.sequence import Past, attend_sequence
 from keras_fam.types import Tensor
 
+TOKENS_AT_ONCE = 4096  # behind the attention, on torch outside training
 NORMALIZATIONS = {"rms_norm": keras.layers.RMSNormalization, "layer_norm": keras.layers.LayerNormalization}
 
 
@@ -244,7 +245,8 @@ class FAMDecoderBlock(RematerializesPurely, keras.layers.Layer):
                 **options,
             )
             prompts = [self.raise_prompt(fams[1])] if fams else []
-            return (self.complete(attention, inputs, seeds), *prompts, *map(ops.stop_gradient, last or ()))
+            outputs = self._complete_tokens(attention, inputs, seeds, training)
+            return (outputs, *prompts, *map(ops.stop_gradient, last or ()))
 
         fams = () if fam is None else (start, fam)
         outputs, *rest = rematerialize(compute)(inputs, *fams)
@@ -297,6 +299,14 @@ class FAMDecoderBlock(RematerializesPurely, keras.layers.Layer):
         if self.post_ffw_norm is not None:
             x = self.post_ffw_norm(x)
         return _dropout(self.feedforward_dropout, x, seeds[1]) + a
+
+    def _complete_tokens(self, attention, inputs, seeds, training):
+        """`complete`, on torch in parts outside training: op by op, all tokens' activations would be allocated anew."""
+        length = inputs.shape[1]
+        if training or keras.config.backend() != "torch" or length <= TOKENS_AT_ONCE:
+            return self.complete(attention, inputs, seeds)
+        spans = [slice(start, start + TOKENS_AT_ONCE) for start in range(0, length, TOKENS_AT_ONCE)]
+        return ops.concatenate([self.complete(attention[:, span], inputs[:, span]) for span in spans], axis=1)
 
     def raise_prompt(self, fam):
         """The prompt `[1 or b, N, d]` for the layer above: through this layer, seeing no token, without dropout."""
