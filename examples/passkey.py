@@ -16,8 +16,9 @@ the probability that `--restart` gives it; `ShorterMemory` lets its memory age f
 fresh` every row of every step starts anew; give it `--blocks 18`, as in the paper.
 
 Results are written to `passkey.json`, `{model: {seed: {blocks: accuracy}}}`, and drawn in `passkey.png`. A run that is
-interrupted goes on where its last epoch ended when it is started again with the same `--out`. Two commands with other
-`--models` and the same `--out` can run side by side; the one that ends last writes the whole table.
+interrupted goes on where its last epoch ended when it is started again with the same `--out`; other `--lengths` are
+evaluated without training again. Two commands with other `--models` and the same `--out` can run side by side; the one
+that ends last writes the whole table.
 """
 
 import argparse
@@ -168,6 +169,12 @@ def evaluate(lm, options, seed):
     return accuracy
 
 
+def evaluated(path, options):
+    """What `evaluate` found, read from `path`, or None if that has not been done, or at other lengths."""
+    accuracy = json.loads(path.read_text()) if path.exists() else {}
+    return accuracy if all(str(blocks) in accuracy for blocks in options.lengths) else None
+
+
 def draw(results, options, path):
     figure = Figure(figsize=(7, 4.2))
     axes = figure.subplots()
@@ -190,8 +197,8 @@ def draw(results, options, path):
 
 
 def check_folder(options, parser):
-    """Results of one folder have the same settings."""
-    own = {"models", "seeds", "out", "quick", "task"}
+    """Models of one folder are trained with the same settings."""
+    own = {"models", "seeds", "lengths", "out", "quick", "task"}
     settings = {name: value for name, value in vars(options).items() if name not in own}
     path = options.out / "settings.json"
     if path.exists():
@@ -251,7 +258,7 @@ def main():
         for name in options.models:
             folder = options.out / f"{name}-{seed}"
             result = folder / "accuracy.json"
-            if result.exists():
+            if evaluated(result, options):
                 continue
             folder.mkdir(parents=True, exist_ok=True)
             start = time.time()
@@ -264,7 +271,8 @@ def main():
     results = {}
     for name in MODELS:
         for path in sorted(options.out.glob(f"{name}-*/accuracy.json")):
-            results.setdefault(name, {})[path.parent.name.rpartition("-")[2]] = json.loads(path.read_text())
+            if accuracy := evaluated(path, options):
+                results.setdefault(name, {})[path.parent.name.rpartition("-")[2]] = accuracy
     (options.out / "passkey.json").write_text(json.dumps(results, indent=1))
     print("\n| model | " + " | ".join(map(str, options.lengths)) + " |\n|---", end="")
     print("|---" * len(options.lengths) + "|")

@@ -80,6 +80,25 @@ def test_a_row_that_starts_a_document_forgets_and_the_other_does_not(family):
     np.testing.assert_allclose(after([0, 1], other), mixed, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "gpt2"])
+def test_how_long_carried_fam_is_matters_only_to_what_is_added_to_it(family):
+    """Every layer reads F through a norm: a longer F reads the same, and turns less."""
+
+    def after(factor):
+        model = stateful(family)
+        train_forward(model, token_ids(2, 12), [1, 1])
+        for layer in model.transformer_layers:
+            fam = layer.carried_state[0]
+            assert fam.name == "carried_fam"
+            fam.assign(fam * factor)
+        outputs = train_forward(model, token_ids(2, 8, seed=1), [0, 0])
+        return outputs[:, : model.block_size], outputs[:, model.block_size :]
+
+    (read, later), (read_longer, later_longer) = after(1.0), after(7.0)
+    np.testing.assert_allclose(read_longer, read, rtol=1e-3, atol=1e-4)  # The norms' epsilon weighs less.
+    assert np.abs(later_longer - later).max() > 1e-2
+
+
 def test_nothing_is_kept_outside_training():
     model = stateful("gemma")
     ids = token_ids(2, 8)
