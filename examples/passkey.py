@@ -43,7 +43,7 @@ BLOCKS = (2, 4, 8)  # of one lesson after the other
 LEARNED = 0.9  # share of digits at which a lesson ends
 EPOCH, WARMUP = 20, 60  # steps
 LENGTHS = (2, 4, 8, 18, 36, 64, 128, 260, 520)
-QUICK = dict(models=["fam", "bswa1"], key_length=2, steps=400, lengths=[2, 4, 8, 18, 36, 64])
+QUICK = dict(models=["fam", "bswa1"], key_length=2, steps=500, lengths=[2, 4, 8, 18, 36, 64])
 
 
 def build_model(name, options):
