@@ -19,6 +19,7 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
+import matplotlib  # noqa: F401  (drawn with at the end; missed at once)
 import numpy as np
 from stock_models import build_stock_model, python_reference
 
