@@ -3,9 +3,9 @@
 SMALL = dict(
     hidden_dim=128, num_layers=2, num_heads=4, intermediate_dim=512, block_size=256, memory_segments=1, fam_length=16
 )
-# The peers' feed-forward is 4 d wide; a gated one with as many weights has two halves of 8 d / 3. As there, tokens see
-# their own segment and the memory.
-PEERS = dict(block_size=512, memory_segments=0, intermediate_dim=2730)
+# The peers' feed-forward is 4 d wide; a gated one with as many weights has two halves of 8 d / 3, here in whole rows of
+# 32. As there, tokens see their own segment and the memory.
+PEERS = dict(block_size=512, memory_segments=0, intermediate_dim=2752)
 TINY = dict(SMALL, hidden_dim=16, num_heads=2, intermediate_dim=32, block_size=16, fam_length=4)
 LENGTHS = (1024, 2048, 4096, 8192)
 
@@ -14,8 +14,8 @@ def full(backend):
     pairs = {
         f"{mode}, {b} against {a}": ("speed", dict(names=[a, b], length=8192, mode=mode, repeats=repeats))
         for a, b, mode, repeats in (
-            ("bswa", "fam", "forward", 9),
-            ("bswa", "fam", "train", 5),
+            ("bswa", "fam", "forward", 15),
+            ("bswa", "fam", "train", 7),
             ("fam", "stock", "forward", 3),
         )
     }
@@ -37,8 +37,8 @@ def full(backend):
         "remat": ("memory", dict(name="fam", length=8192, mode="train", repeats=2, remat=True)),
         "stream": ("stream", dict(size=SMALL, tokens=1_000_000 // 4096 * 4096, chunk=4096)),
         "decode": ("decode", dict(contexts=[512, 16384], tokens=100)),
-        "generate, fam": ("generate", dict(name="fam", contexts=[512, 16384], tokens=65, repeats=2)),
-        "generate, stock": ("generate", dict(name="stock", contexts=[512, 4096], tokens=65, repeats=2)),
+        "generate, fam": ("generate", dict(name="fam", contexts=[512, 16384], tokens=257, repeats=3)),
+        "generate, stock": ("generate", dict(name="stock", contexts=[512, 4096], tokens=257, repeats=3)),
         "peers": ("peers", dict(size=PEERS, names=peers, tokens=4096, repeats=7)),
     }
     if backend == "jax":

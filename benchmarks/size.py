@@ -17,11 +17,19 @@ class Size:
     vocabulary_size: int = 256
 
 
+def _products(size, window):
+    """Multiplications of one token in one decoder layer, forward, that sees `window` places."""
+    return (4 * size.hidden_dim + 3 * size.intermediate_dim // 2 + 2 * window) * size.hidden_dim
+
+
 def products_per_token(size, length):
-    """Multiplications per token in one decoder layer, forward: what a ratio of times has to be held against."""
+    """What a ratio of times has to be held against; masked places of a token's own block count, they are computed."""
     blocks = length // size.block_size
-    weights = (4 * size.hidden_dim + 3 * size.intermediate_dim // 2) * size.hidden_dim
     window = sum(min(block, size.memory_segments) + 1 for block in range(blocks)) / blocks * size.block_size
-    token = weights + 2 * size.hidden_dim * (window + size.fam_length)
-    update = weights + 2 * size.hidden_dim * (size.block_size + size.fam_length)
-    return token + update * size.fam_length / size.block_size * (blocks - 1) / blocks
+    updates = size.fam_length / size.block_size * (blocks - 1) / blocks
+    return _products(size, window + size.fam_length) + updates * _products(size, size.block_size + size.fam_length)
+
+
+def stock_products_per_token(size, length):
+    """The same for full attention that computes masked places too."""
+    return _products(size, length)

@@ -63,32 +63,68 @@ def attention_scores(query: Tensor, key: Tensor, scale: float, soft_cap: float |
     return _cap(scores, soft_cap)
 
 
-def weigh(
-    scores: Tensor, values: Tensor | list[Tensor], mask: Tensor, dropout: float = 0.0, seed: Tensor | None = None
-) -> Tensor:
+def weigh(scores: Tensor, value: Tensor, mask: Tensor, dropout: float = 0.0, seed: Tensor | None = None) -> Tensor:
     """Masked softmax and the weighted sum of values.
 
     Args:
         scores: float32 `[b, k, g, t, s]`.
-        values: `[b, s, k, c]`, or a list of such parts, together of length s; they are not put together.
+        value: `[b, s, k, c]`.
         mask, dropout, seed: see `attend`.
 
     Returns:
-        `[b, t, h, c]` in the dtype of the values.
+        `[b, t, h, c]` in the dtype of `value`.
     """
-    values = values if isinstance(values, list) else [values]
-    (batch, key_heads, groups, length, slots), head_dim = ops.shape(scores), values[0].shape[-1]
+    (batch, key_heads, groups, length, slots), head_dim = ops.shape(scores), value.shape[-1]
     weights = ops.softmax(scores + _bias(mask, "float32")[:, None, None], axis=-1)
-    weights = seeded_dropout(ops.cast(weights, values[0].dtype), dropout, seed)
+    weights = seeded_dropout(ops.cast(weights, value.dtype), dropout, seed)
     weights = ops.reshape(weights, (batch, key_heads, groups * length, slots))
-    attended, start = 0.0, 0
-    for value in values:
-        part = weights if len(values) == 1 else weights[..., start : start + value.shape[1]]
-        attended = attended + ops.matmul(part, ops.transpose(value, (0, 2, 1, 3)))
-        start += value.shape[1] or 0
+    attended = ops.matmul(weights, ops.transpose(value, (0, 2, 1, 3)))
     attended = ops.reshape(attended, (batch, key_heads, groups, length, head_dim))
     attended = ops.reshape(ops.transpose(attended, (0, 3, 1, 2, 4)), (batch, length, key_heads * groups, head_dim))
     return _zeros_where_blind(attended, mask)
+
+
+def attend_once(
+    queries: Tensor,
+    ring: tuple[Tensor, Tensor],
+    fam: tuple[Tensor, Tensor],
+    mask: Tensor,
+    scale: float,
+    soft_cap: float | None = None,
+) -> Tensor:
+    """Attention(q, K, V) of one token, whose query is turned otherwise for every block of the ring.
+
+    No key or value is moved: to bring each head's together would cost more than to multiply the whole row of all heads,
+    the query with zeros where other heads' keys are, and to keep each head's own part of the sum of values.
+
+    Args:
+        queries: `[b, r + 1, h, c]`, one for every block of the ring and one for FAM.
+        ring: pair of key and value `[b, r * B, k, c]`.
+        fam: pair of key and value `[b, N, k, c]`.
+        mask: bool `[1 or b, 1, r * B + N]`.
+        scale, soft_cap: see `attend`.
+
+    Returns:
+        `[b, 1, h, c]` in the dtype of the values.
+    """
+    (batch, turns, heads, head_dim), key_heads = ops.shape(queries), ring[0].shape[2]
+    blocks, groups, row = turns - 1, heads // key_heads, key_heads * head_dim
+    own = ops.reshape(ops.eye(key_heads, dtype=queries.dtype), (key_heads, 1, key_heads, 1))
+    queries = ops.reshape(queries * scale, (batch, turns, key_heads, groups, 1, head_dim)) * own
+    queries = ops.reshape(queries, (batch, turns, heads, row))
+    (key, value), (fam_key, fam_value) = (
+        [ops.reshape(x, (batch, x.shape[1], row)) for x in pair] for pair in (ring, fam)
+    )
+    slots = key.shape[1]
+    by_block = ops.reshape(key, (batch, blocks, slots // blocks, row))
+    scores = ops.matmul(queries[:, :blocks], ops.swapaxes(by_block, 2, 3))
+    scores = ops.reshape(ops.swapaxes(scores, 1, 2), (batch, heads, slots))
+    scores = ops.concatenate([scores, ops.matmul(queries[:, blocks], ops.swapaxes(fam_key, 1, 2))], axis=2)
+    scores = _cap(ops.cast(scores, "float32"), soft_cap)
+    weights = ops.cast(ops.softmax(scores + _bias(mask, "float32"), axis=-1), value.dtype)
+    attended = ops.matmul(weights[:, :, :slots], value) + ops.matmul(weights[:, :, slots:], fam_value)
+    attended = ops.reshape(attended, (batch, key_heads, groups, key_heads, head_dim)) * own
+    return _zeros_where_blind(ops.reshape(ops.sum(attended, axis=3), (batch, 1, heads, head_dim)), mask)
 
 
 def _cap(scores, soft_cap):

@@ -1,13 +1,13 @@
 """The block-after-block form: pieces of at most a block through one layer, against buffers of fixed size.
 
 Keys lie in a ring of m+1 blocks, rotated to the places inside their own block. What else lies between a query and a key
-is how many blocks ago the key's was: single queries are turned by it, and for longer pieces the keys are turned back.
+is how many blocks ago the key's was: a single query is turned by it, and for longer pieces the keys are turned back.
 """
 
 from keras import ops
 
 from keras_fam.feedback import FAM, identity, project_fam, update_fam
-from keras_fam.kernels import attention_scores, weigh
+from keras_fam.kernels import attend_once
 from keras_fam.ops import token_mask, write
 from keras_fam.rotary import Rotation, turn
 from keras_fam.state import LayerState
@@ -59,20 +59,16 @@ def attend_piece(attention, x, state, valid, slot, in_place=False):
     key_places = ops.reshape(ops.arange(size)[None] - age[:, None] * size, (-1,))
     mask = ops.logical_and(token_mask(places, key_places, attention.sliding_window_size)[None], valid[:, None])
     mask = ops.concatenate([mask, ops.ones((ops.shape(mask)[0], length, state.fam.shape[1]), "bool")], axis=2)
-    attend = _attend_turning_queries if length == 1 else _attend_turning_keys
+    attend = _attend_turning_query if length == 1 else _attend_turning_keys
     return attention.output_dense(attend(attention, query, state, mask, places, age)), state
 
 
-def _attend_turning_queries(attention, query, state, mask, places, age):
-    """Few queries: turn them, once for each block of the ring, and leave the buffers where they are."""
-    size = attention.block_size
-
-    def scores(places, key):
-        return attention_scores(attention.rotate(query, places), key, attention.scale, attention.logit_soft_cap)
-
-    parts = [scores(places + age[r] * size, state.key[:, r * size : (r + 1) * size]) for r in range(age.shape[0])]
-    parts.append(scores(places, state.fam_key))
-    return weigh(ops.concatenate(parts, axis=-1), [state.value, state.fam_value], mask)
+def _attend_turning_query(attention, query, state, mask, places, age):
+    """One query: turn it, once for each block of the ring, and leave the buffers where they are."""
+    places = ops.concatenate([places + age * attention.block_size, places])
+    queries = attention.rotate(ops.repeat(query, age.shape[0] + 1, axis=1), places)
+    ring, fam = (state.key, state.value), (state.fam_key, state.fam_value)
+    return attend_once(queries, ring, fam, mask, attention.scale, attention.logit_soft_cap)
 
 
 def _attend_turning_keys(attention, query, state, mask, places, age):

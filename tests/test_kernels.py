@@ -62,15 +62,25 @@ def test_half_precision(shape, dtype, tolerance):
     np.testing.assert_allclose(made, plain(query, key, value, mask, None), atol=tolerance)
 
 
-def test_values_in_parts_are_not_put_together():
-    query, key, value, mask = (
-        ops.convert_to_tensor(x, d) for x, d in zip(arrays(3, 9, 4, 2), ["float32"] * 3 + ["bool"])
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+@pytest.mark.parametrize("fam_length", [0, 3])
+@pytest.mark.parametrize("heads, key_heads", [(4, 4), (4, 2), (3, 1)])
+def test_one_token_turned_for_every_block_is_plain_attention(heads, key_heads, fam_length, soft_cap):
+    blocks, size = 3, 4
+    query, key, value, mask = arrays(1, blocks * size + fam_length, heads, key_heads)
+    turns = np.random.default_rng(1).standard_normal((blocks + 1, 6, 6)) / 6**0.5  # of each block and of FAM
+    of_slot = np.repeat(turns, [size] * blocks + [fam_length], axis=0)
+    turned_key = np.einsum("sxy,bsky->bskx", of_slot, key)
+    queries, *parts = (
+        ops.convert_to_tensor(x, "float32")
+        for x in (
+            np.einsum("bthx,rxy->brhy", query, turns),
+            *(x[:, part] for part in (slice(blocks * size), slice(blocks * size, None)) for x in (key, value)),
+        )
     )
-    scores = kernels.attention_scores(query, key, 0.3)
-    whole = kernels.weigh(scores, value, mask)
-    np.testing.assert_allclose(
-        numpy(kernels.weigh(scores, [value[:, :4], value[:, 4:]], mask)), numpy(whole), atol=1e-6
-    )
+    made = kernels.attend_once(queries, parts[:2], parts[2:], ops.convert_to_tensor(mask), 0.3, soft_cap)
+    np.testing.assert_allclose(numpy(made), plain(query, turned_key, value, mask, soft_cap), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(numpy(made)[1], 0.0)
 
 
 @pytest.mark.parametrize("family", ["gemma", "gemma2"])

@@ -12,7 +12,7 @@ from keras_fam.ops import seeded_dropout
 from keras_fam.sequence import Past, attend_sequence
 from keras_fam.types import Tensor
 
-TOKENS_AT_ONCE = 4096  # behind the attention, on torch outside training
+TOKENS_AT_ONCE = 2048  # behind the attention, on torch outside training
 NORMALIZATIONS = {"rms_norm": keras.layers.RMSNormalization, "layer_norm": keras.layers.LayerNormalization}
 
 
