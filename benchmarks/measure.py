@@ -69,8 +69,9 @@ class PeakMemory:
         self.thread.join()
 
 
-def speed(size, names, length, mode, repeats):
+def speed(size, names, length, mode, repeats, dtype="float32"):
     """Seconds a step of several models at one length, in turn."""
+    keras.config.set_dtype_policy(dtype)
     steps = {name: step_of(models.language_model(models.MODELS[name](size)), size, length, mode) for name in names}
     return in_turn(steps, repeats)
 
@@ -92,18 +93,23 @@ def memory(size, name, length, mode, repeats, remat=False):
     return {"mib": peak.mib, "seconds": seconds}
 
 
-def stream(size, tokens, chunk):
-    """A stream of `tokens` tokens in chunks: seconds of every chunk, and memory held after every chunk."""
+def stream(size, tokens, chunk, repeats):
+    """A stream of `tokens` tokens in chunks: memory held after every chunk, and seconds a chunk at its end and anew."""
     lm = models.language_model(models.fam(size))
     ids = np.random.default_rng(0).integers(0, size.vocabulary_size, (1, chunk)).astype("int32")
-    state, seconds, mib = lm.initial_state(1), [], []
-    for _ in range(tokens // chunk):
-        start = time.perf_counter()
+
+    def read(state):
         logits, state = lm.stream(ids, state)
         ops.convert_to_numpy(logits)
-        seconds.append(time.perf_counter() - start)
+        return state
+
+    state = early = read(lm.initial_state(1))
+    mib = []
+    for _ in range(tokens // chunk):
+        state = read(state)
         mib.append(resident())
-    return {"seconds": seconds, "mib": mib}
+    seconds = in_turn({"late": lambda: read(state), "early": lambda: read(early)}, repeats)
+    return {"mib": mib, "seconds": seconds}
 
 
 def decode(size, contexts, tokens):

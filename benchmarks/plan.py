@@ -19,6 +19,7 @@ def full(backend):
             ("fam", "stock", "forward", 3),
         )
     }
+    half = dict(names=["bswa", "fam"], length=8192, mode="forward", repeats=5, dtype="bfloat16")
     dense = {
         f"dense mask, {length}": ("speed", dict(names=["dense_bswa", "bswa"], length=length, mode="forward", repeats=5))
         for length in (2048, 4096, 8192)
@@ -31,11 +32,12 @@ def full(backend):
     peers = ["keras_fam", "infini", "recurrent_memory", "block_recurrent"] if backend == "torch" else ["keras_fam"]
     plan = {
         **pairs,
+        "bfloat16, fam against bswa": ("speed", half),
         **dense,
         **curves,
         "by length": ("speed_by_length", dict(name="fam", lengths=[8192, 65536], mode="forward", repeats=3)),
         "remat": ("memory", dict(name="fam", length=8192, mode="train", repeats=2, remat=True)),
-        "stream": ("stream", dict(size=SMALL, tokens=1_000_000 // 4096 * 4096, chunk=4096)),
+        "stream": ("stream", dict(size=SMALL, tokens=1_000_000 // 4096 * 4096, chunk=4096, repeats=15)),
         "decode": ("decode", dict(contexts=[512, 16384], tokens=100)),
         "generate, fam": ("generate", dict(name="fam", contexts=[512, 16384], tokens=257, repeats=3)),
         "generate, stock": ("generate", dict(name="stock", contexts=[512, 4096], tokens=257, repeats=3)),

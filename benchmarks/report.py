@@ -32,11 +32,6 @@ def _stream_memory(result):
     return f"{max(result['mib'][warm:]) - result['mib'][warm]:+.1f} MiB"
 
 
-def _stream_time(result):
-    tenth = len(result["seconds"]) // 10
-    return f"{_median(result['seconds'][-tenth:]) / _median(result['seconds'][tenth : 2 * tenth]):.3f}"
-
-
 def _generated(result):
     short, long = sorted(result, key=int)
     a, b = (_median(result[context]) for context in (long, short))
@@ -81,6 +76,11 @@ ROWS = (
         lambda r: _spread(_ratios(r["forward, fam against bswa"], "fam", "bswa")),
     ),
     (
+        "the same in bfloat16",
+        "",
+        lambda r: _spread(_ratios(r["bfloat16, fam against bswa"], "fam", "bswa")),
+    ),
+    (
         "FAM / BSWA, training step, 8,192",
         "≤ 1.08",
         lambda r: _spread(_ratios(r["train, fam against bswa"], "fam", "bswa")),
@@ -119,7 +119,11 @@ ROWS = (
     ),
     ("that step with remat / without, seconds", "", lambda r: _time_pair(r["remat"], r["curve, fam, 8192"])),
     ("stream of 1,000,000 tokens: growth after a tenth", "≤ 16 MiB", lambda r: _stream_memory(r["stream"])),
-    ("the same: seconds a chunk, last tenth / second tenth", "1", lambda r: _stream_time(r["stream"])),
+    (
+        "seconds a chunk of 4,096, after 1,000,000 / after 4,096",
+        "1",
+        lambda r: _spread(_ratios(r["stream"]["seconds"], "late", "early")),
+    ),
     ("single-token `stream`, after 16,384 / after 512", "≤ 1.05", lambda r: _generated(r["decode"])),
     ("a token of `generate`, after 16,384 / after 512", "≤ 1.05", lambda r: _generated(r["generate, fam"])),
     ("the same, stock, after 4,096 / after 512", "", lambda r: _generated(r["generate, stock"])),
