@@ -87,7 +87,7 @@ def weigh(scores: Tensor, value: Tensor, mask: Tensor, dropout: float = 0.0, see
 def attend_once(
     queries: Tensor,
     ring: tuple[Tensor, Tensor],
-    fam: tuple[Tensor, Tensor],
+    near: tuple[Tensor, Tensor],
     mask: Tensor,
     scale: float,
     soft_cap: float | None = None,
@@ -98,10 +98,10 @@ def attend_once(
     the query with zeros where other heads' keys are, and to keep each head's own part of the sum of values.
 
     Args:
-        queries: `[b, r + 1, h, c]`, one for every block of the ring and one for FAM.
+        queries: `[b, r + 1, h, c]`, one for every block of the ring and one for `near`.
         ring: pair of key and value `[b, r * B, k, c]`.
-        fam: pair of key and value `[b, N, k, c]`.
-        mask: bool `[1 or b, 1, r * B + N]`.
+        near: pair of key and value `[b, s, k, c]`: FAM and the token itself.
+        mask: bool `[1 or b, 1, r * B + s]`.
         scale, soft_cap: see `attend`.
 
     Returns:
@@ -112,17 +112,17 @@ def attend_once(
     own = ops.reshape(ops.eye(key_heads, dtype=queries.dtype), (key_heads, 1, key_heads, 1))
     queries = ops.reshape(queries * scale, (batch, turns, key_heads, groups, 1, head_dim)) * own
     queries = ops.reshape(queries, (batch, turns, heads, row))
-    (key, value), (fam_key, fam_value) = (
-        [ops.reshape(x, (batch, x.shape[1], row)) for x in pair] for pair in (ring, fam)
+    (key, value), (near_key, near_value) = (
+        [ops.reshape(x, (batch, x.shape[1], row)) for x in pair] for pair in (ring, near)
     )
     slots = key.shape[1]
     by_block = ops.reshape(key, (batch, blocks, slots // blocks, row))
     scores = ops.matmul(queries[:, :blocks], ops.swapaxes(by_block, 2, 3))
     scores = ops.reshape(ops.swapaxes(scores, 1, 2), (batch, heads, slots))
-    scores = ops.concatenate([scores, ops.matmul(queries[:, blocks], ops.swapaxes(fam_key, 1, 2))], axis=2)
+    scores = ops.concatenate([scores, ops.matmul(queries[:, blocks], ops.swapaxes(near_key, 1, 2))], axis=2)
     scores = _cap(ops.cast(scores, "float32"), soft_cap)
     weights = ops.cast(ops.softmax(scores + _bias(mask, "float32"), axis=-1), value.dtype)
-    attended = ops.matmul(weights[:, :, :slots], value) + ops.matmul(weights[:, :, slots:], fam_value)
+    attended = ops.matmul(weights[:, :, :slots], value) + ops.matmul(weights[:, :, slots:], near_value)
     attended = ops.reshape(attended, (batch, key_heads, groups, key_heads, head_dim)) * own
     return _zeros_where_blind(ops.reshape(ops.sum(attended, axis=3), (batch, 1, heads, head_dim)), mask)
 

@@ -77,11 +77,15 @@ def spread_seed(seed: Tensor | None, count: int | Tensor) -> Tensor | None:
     return ops.cast(seed, seed.dtype)[None] + ops.stack([ops.zeros_like(steps), steps], axis=1)
 
 
-def write(buffer: Tensor, start: Tensor, update: Tensor, in_place: bool = False) -> Tensor:
+def write(buffer: Tensor, start: Tensor, update: Tensor, in_place: bool = False, after: Tensor | None = None) -> Tensor:
     """`buffer` `[b, s, ...]` with `update` `[b, t, ...]` at place `start` of axis 1.
 
     With `in_place`, torch writes into the buffer itself; jax and tensorflow decide by themselves, when they compile.
+    `after` `[b, ...]` was made from the buffer as it was. XLA copies a buffer unless the write depends on that, and it
+    drops its own barriers, so on jax one number of `after` times zero is added.
     """
+    if after is not None and keras.config.backend() == "jax":
+        update = update + 0 * after[:, *[slice(1)] * (len(after.shape) - 1)]
     if in_place and keras.config.backend() == "torch":
         return buffer.index_copy_(1, ops.cast(start + ops.arange(update.shape[1]), "int64"), update)
     return ops.slice_update(buffer, [0, start, *[0] * (len(buffer.shape) - 2)], update)

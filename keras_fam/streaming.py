@@ -50,25 +50,41 @@ def attend_piece(attention, x, state, valid, slot, in_place=False):
     size, rings, length = attention.block_size, attention.memory_segments + 1, x.shape[1]
     places = slot % size + ops.arange(length)
     key, value = attention.project_key_value(x)
-    state = state._replace(
-        key=write(state.key, slot, attention.rotate(key, places), in_place),
-        value=write(state.value, slot, value, in_place),
-    )
+    key = attention.rotate(key, places)
     query = attention.project_query(x)
     age = (slot // size - ops.arange(rings)) % rings  # how many blocks ago each block of the ring was
     key_places = ops.reshape(ops.arange(size)[None] - age[:, None] * size, (-1,))
     mask = ops.logical_and(token_mask(places, key_places, attention.sliding_window_size)[None], valid[:, None])
-    mask = ops.concatenate([mask, ops.ones((ops.shape(mask)[0], length, state.fam.shape[1]), "bool")], axis=2)
-    attend = _attend_turning_query if length == 1 else _attend_turning_keys
-    return attention.output_dense(attend(attention, query, state, mask, places, age)), state
+
+    def written(after=None):
+        return state._replace(
+            key=write(state.key, slot, key, in_place, after), value=write(state.value, slot, value, in_place, after)
+        )
+
+    see_fam = ops.ones((ops.shape(mask)[0], length, state.fam.shape[1]), "bool")
+    if length == 1:
+        own = (ops.arange(rings * size) == slot)[None, None]
+        parts = [ops.logical_and(mask, ops.logical_not(own)), see_fam]
+        mask = ops.concatenate([*parts, ops.any(ops.logical_and(mask, own), axis=2, keepdims=True)], axis=2)
+        attended = _attend_turning_query(attention, query, key, value, state, mask, places, age)
+        state = written(after=attended)
+    else:
+        state = written()
+        mask = ops.concatenate([mask, see_fam], axis=2)
+        attended = _attend_turning_keys(attention, query, state, mask, places, age)
+    return attention.output_dense(attended), state
 
 
-def _attend_turning_query(attention, query, state, mask, places, age):
-    """One query: turn it, once for each block of the ring, and leave the buffers where they are."""
+def _attend_turning_query(attention, query, key, value, state, mask, places, age):
+    """One query: turn it, once for each block of the ring, and leave the buffers where they are.
+
+    They are read as they were before the token, its own key and value behind FAM's, which have the same turn: XLA would
+    write a buffer once to keep it and once more to read it.
+    """
     places = ops.concatenate([places + age * attention.block_size, places])
     queries = attention.rotate(ops.repeat(query, age.shape[0] + 1, axis=1), places)
-    ring, fam = (state.key, state.value), (state.fam_key, state.fam_value)
-    return attend_once(queries, ring, fam, mask, attention.scale, attention.logit_soft_cap)
+    near = [ops.concatenate(pair, axis=1) for pair in ((state.fam_key, key), (state.fam_value, value))]
+    return attend_once(queries, (state.key, state.value), near, mask, attention.scale, attention.logit_soft_cap)
 
 
 def _attend_turning_keys(attention, query, state, mask, places, age):
