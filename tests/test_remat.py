@@ -78,3 +78,31 @@ def test_a_layer_of_its_own(dropout):
 
     for value, plain in zip(model("full"), model(None)):
         np.testing.assert_allclose(value, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="only XLA says what memory it plans")
+def test_planned_memory_is_that_of_one_layer():
+    import jax
+
+    def planned(**mode):
+        ids = keras.Input((None,), dtype="int32")
+        x = keras.layers.Embedding(50, 32)(ids)
+        fam = keras_fam.FAMPrompt(fam_length=4)(x)
+        for _ in range(4):
+            with keras.RematScope(**mode):
+                block = keras_fam.FAMDecoderBlock(
+                    num_query_heads=4, num_key_value_heads=2, head_dim=8, intermediate_dim=64, block_size=32
+                )
+            x, fam = block(x, fam)
+        model = keras.Model(ids, x)
+
+        def loss(weights):
+            outputs, _ = model.stateless_call(weights, [], np.zeros((2, 64), "int32"), training=True)
+            return jax.numpy.sum(outputs**2)
+
+        compiled = jax.jit(jax.grad(loss)).lower([v.value for v in model.trainable_variables]).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    plain = planned(mode=None)
+    assert planned(mode="full") < 0.4 * plain
+    assert planned(mode="list_of_layers", layer_names=["another"]) == plain

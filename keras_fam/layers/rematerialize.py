@@ -2,6 +2,8 @@
 
 import functools
 
+import keras
+
 
 class RematerializesPurely:
     """A layer with `call_around(rematerialize, *args)`: `call`, with only what is pure inside `rematerialize`.
@@ -12,8 +14,14 @@ class RematerializesPurely:
 
     def rematerialized_call(self, layer_call, *args, **kwargs):
         """Keras's hook for `keras.RematScope`."""
-        rematerialize = super().rematerialized_call
-        return functools.partial(self.call_around, lambda compute: rematerialize(compute, *args, **kwargs))
+        hook = super().rematerialized_call
+
+        def rematerialize(compute):
+            rematerialized = hook(compute, *args, **kwargs)
+            left_alone = rematerialized is compute
+            return _twice_on_jax_cpu(compute) if _on_jax_cpu() and not left_alone else rematerialized
+
+        return functools.partial(self.call_around, rematerialize)
 
 
 def rematerialize_blocks_alone(layer):
@@ -27,3 +35,43 @@ def rematerialize_blocks_alone(layer):
         keeps = part is layer if inside_pure else isinstance(part, RematerializesPurely)
         if not keeps:
             part._remat_mode = None
+
+
+def _on_jax_cpu():
+    if keras.config.backend() != "jax":
+        return False
+    import jax
+
+    return jax.default_backend() == "cpu"
+
+
+def _twice_on_jax_cpu(compute):
+    """`jax.checkpoint` for XLA on CPU, which drops the barriers that hold a second computation back until it is due.
+
+    It then plans memory for all layers at once. A branch taken on a condition that it cannot know before the gradient
+    of the layer's outputs is there stays whole, and its memory is free for the next layer's.
+    """
+    import jax
+
+    def call(*inputs):
+        function, weights = jax.closure_convert(compute, *inputs)
+
+        @jax.custom_vjp
+        def layer(inputs, weights):
+            return function(*inputs, *weights)
+
+        def forward(inputs, weights):
+            return layer(inputs, weights), (inputs, weights)
+
+        def backward(kept, gradient):
+            def second_computation():
+                _, pull_back = jax.vjp(lambda inputs, weights: function(*inputs, *weights), *kept)
+                return pull_back(gradient)
+
+            due = 0 * jax.tree.leaves(gradient)[0].ravel()[0] != 1  # True, of a NaN too.
+            return jax.lax.cond(due, second_computation, lambda: jax.tree.map(jax.numpy.zeros_like, kept))
+
+        layer.defvjp(forward, backward)
+        return layer(inputs, weights)
+
+    return call
