@@ -1,5 +1,8 @@
 """`keras.RematScope`: the same losses and gradients, dropout included, and the same passed-on memory."""
 
+import gc
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -106,3 +109,22 @@ def test_planned_memory_is_that_of_one_layer():
     plain = planned(mode=None)
     assert planned(mode="full") < 0.4 * plain
     assert planned(mode="list_of_layers", layer_names=["another"]) == plain
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="only torch ends the second computation by an exception")
+def test_torch_lets_go_of_the_second_computation():
+    def held(layer):
+        """Names of that layer's functions whose frames live on with what is in them."""
+        frames = [x for x in gc.get_objects() if type(x) is types.FrameType]
+        return [frame.f_code.co_name for frame in frames if frame.f_locals.get("self") is layer]
+
+    with keras.RematScope("full"):
+        lm = keras_fam.FAMCausalLM(fam_backbone("gemma"))
+    lm.compile(optimizer="sgd", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    ids = token_ids(2, 13)
+    gc.disable()
+    try:
+        lm.train_on_batch(inputs(ids[:, :-1]), ids[:, 1:])
+        assert not held(lm.backbone.transformer_layers[0])
+    finally:
+        gc.enable()

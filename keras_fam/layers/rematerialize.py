@@ -1,6 +1,7 @@
 """`keras.RematScope` around models with memory: whole layers are computed twice, and draw their seeds once."""
 
 import functools
+import traceback
 
 import keras
 
@@ -17,6 +18,8 @@ class RematerializesPurely:
         hook = super().rematerialized_call
 
         def rematerialize(compute):
+            if keras.config.backend() == "torch":
+                compute = _leaving_no_frames(compute)
             rematerialized = hook(compute, *args, **kwargs)
             left_alone = rematerialized is compute
             return _twice_on_jax_cpu(compute) if _on_jax_cpu() and not left_alone else rematerialized
@@ -73,5 +76,18 @@ def _twice_on_jax_cpu(compute):
 
         layer.defvjp(forward, backward)
         return layer(inputs, weights)
+
+    return call
+
+
+def _leaving_no_frames(compute):
+    """torch ends a second computation by an exception; Keras ties that to its frames, and so to all tensors in them."""
+
+    def call(*args):
+        try:
+            return compute(*args)
+        except Exception as end:
+            traceback.clear_frames(end.__traceback__)
+            raise
 
     return call
