@@ -77,14 +77,20 @@ def speed(size, names, length, mode, repeats, dtype="float32"):
 
 
 def speed_by_length(size, name, lengths, mode, repeats):
-    """Seconds a step of one model at several lengths, in turn."""
-    lm = models.language_model(models.MODELS[name](size))
-    return in_turn({str(length): step_of(lm, size, length, mode) for length in lengths}, repeats)
+    """Seconds a step at several lengths, in turn.
+
+    Each has a model of its own: tensorflow's second graph of one model is for any length.
+    """
+    steps = {
+        str(length): step_of(models.language_model(models.MODELS[name](size)), size, length, mode) for length in lengths
+    }
+    return in_turn(steps, repeats)
 
 
 def memory(size, name, length, mode, repeats, remat=False):
     """MiB by which the process grows in the first step, the compilation included, and seconds of later ones."""
-    with keras.RematScope("full" if remat else None):
+    layers = [f"decoder_block_{layer}" for layer in range(size.num_layers)] if remat else []
+    with keras.RematScope("list_of_layers", layer_names=layers):
         lm = models.language_model(models.MODELS[name](size))
     step_of(lm, size, size.block_size // 8, mode)()  # What any first step loads and builds is not this length's.
     step = step_of(lm, size, length, mode)

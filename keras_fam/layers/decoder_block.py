@@ -8,11 +8,11 @@ from keras import ops
 from keras_fam.checks import check_flag, check_integer, check_layer_shapes, check_positive
 from keras_fam.layers.attention import FeedbackAttention, keras_mask
 from keras_fam.layers.rematerialize import RematerializesPurely, rematerialize_blocks_alone
-from keras_fam.ops import seeded_dropout
+from keras_fam.ops import merge_blocks, seeded_dropout, split_blocks
 from keras_fam.sequence import Past, attend_sequence
 from keras_fam.types import Tensor
 
-TOKENS_AT_ONCE = 2048  # behind the attention, on torch outside training
+TOKENS_AT_ONCE = 2048  # behind the attention, on jax and torch outside training
 NORMALIZATIONS = {"rms_norm": keras.layers.RMSNormalization, "layer_norm": keras.layers.LayerNormalization}
 
 
@@ -301,12 +301,17 @@ class FAMDecoderBlock(RematerializesPurely, keras.layers.Layer):
         return _dropout(self.feedforward_dropout, x, seeds[1]) + a
 
     def _complete_tokens(self, attention, inputs, seeds, training):
-        """`complete`, on torch in parts outside training: op by op, all tokens' activations would be allocated anew."""
+        """`complete`; outside training, jax and torch read a long text in parts, whose activations are small.
+
+        tensorflow gains nothing by it, and jax loses in training.
+        """
         length = inputs.shape[1]
-        if training or keras.config.backend() != "torch" or length <= TOKENS_AT_ONCE:
+        if training or keras.config.backend() == "tensorflow" or length <= TOKENS_AT_ONCE:
             return self.complete(attention, inputs, seeds)
-        spans = [slice(start, start + TOKENS_AT_ONCE) for start in range(0, length, TOKENS_AT_ONCE)]
-        return ops.concatenate([self.complete(attention[:, span], inputs[:, span]) for span in spans], axis=1)
+        count = -(-length // TOKENS_AT_ONCE)
+        parts = [ops.moveaxis(split_blocks(x, -(-length // count), length), 1, 0) for x in (attention, inputs)]
+        completed = ops.map(lambda part: self.complete(*part), parts)
+        return merge_blocks(ops.moveaxis(completed, 0, 1), length)
 
     def raise_prompt(self, fam):
         """The prompt `[1 or b, N, d]` for the layer above: through this layer, seeing no token, without dropout."""
