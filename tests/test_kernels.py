@@ -96,7 +96,7 @@ def test_models_do_not_see_which_way_was_taken(family, monkeypatch):
         return forward(backbone, ids, mask), gradients
 
     monkeypatch.setattr(kernels, "SCORES_FOR_SINGLE_HEADS", 0)  # jax: one head at a time, however few scores
-    monkeypatch.setattr(decoder_block, "TOKENS_AT_ONCE", 5)  # torch: behind the attention in parts, the last one short
+    monkeypatch.setattr(decoder_block, "TOKENS_AT_ONCE", 5)  # jax, torch: in parts, one padded
     fast, fast_gradients = run()
 
     def attend_plainly(query, key, value, mask, scale, soft_cap=None, dropout=0.0, seed=None):
