@@ -89,8 +89,7 @@ def speed_by_length(size, name, lengths, mode, repeats):
 
 def memory(size, name, length, mode, repeats, remat=False):
     """MiB by which the process grows in the first step, the compilation included, and seconds of later ones."""
-    layers = [f"decoder_block_{layer}" for layer in range(size.num_layers)] if remat else []
-    with keras.RematScope("list_of_layers", layer_names=layers):
+    with keras.RematScope("full" if remat else None):
         lm = models.language_model(models.MODELS[name](size))
     step_of(lm, size, size.block_size // 8, mode)()  # What any first step loads and builds is not this length's.
     step = step_of(lm, size, length, mode)

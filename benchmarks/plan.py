@@ -37,7 +37,6 @@ def full(backend):
         **curves,
         "by length": ("speed_by_length", dict(name="fam", lengths=[8192, 65536], mode="forward", repeats=7)),
         "remat": ("memory", dict(name="fam", length=8192, mode="train", repeats=2, remat=True)),
-        "stock with remat": ("memory", dict(name="stock", length=8192, mode="train", repeats=1, remat=True)),
         "stream": ("stream", dict(size=SMALL, tokens=1_000_000 // 4096 * 4096, chunk=4096, repeats=15)),
         "decode": ("decode", dict(contexts=[512, 16384], tokens=100)),
         "generate, fam": ("generate", dict(name="fam", contexts=[512, 16384], tokens=257, repeats=3)),

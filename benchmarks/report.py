@@ -114,14 +114,6 @@ ROWS = (
     ),
     *(
         (
-            f"stock full attention / FAM, both with remat, {what}, 8,192",
-            goal,
-            lambda r, cell=cell: cell(r["stock with remat"], r["remat"]),
-        )
-        for what, goal, cell in (("training step", STOCK, _time_pair), ("peak memory of that step", "", _memory_pair))
-    ),
-    *(
-        (
             f"FAM with remat / without, {what}, 8,192",
             goal,
             lambda r, cell=cell: cell(r["remat"], r["curve, fam, 8192"]),
