@@ -7,7 +7,7 @@ import keras
 import ml_dtypes
 from keras import ops
 
-from keras_fam.ops import seeded_dropout
+from keras_fam.ops import on_jax_cpu, seeded_dropout
 from keras_fam.types import Tensor
 
 # Large enough to vanish after softmax in float32, small enough not to overflow when soft caps or biases are added.
@@ -41,10 +41,9 @@ def attend(
         `[b, t, h, c]` in the dtype of `value`.
     """
     seed = seed if dropout else None
-    backend = keras.config.backend()
-    if backend == "torch" and soft_cap is None and seed is None:
+    if keras.config.backend() == "torch" and soft_cap is None and seed is None:
         attended = _fused_torch(query, key, value, mask, scale)
-    elif backend == "jax" and seed is None and _one_head_at_a_time(query, key):
+    elif seed is None and on_jax_cpu() and query.shape[1] * key.shape[1] >= SCORES_FOR_SINGLE_HEADS:
         attended = _single_heads_jax(query, key, value, mask, scale, soft_cap)
     else:
         return weigh(attention_scores(query, key, scale, soft_cap), value, mask, dropout, seed)
@@ -154,12 +153,6 @@ def _fused_torch(query, key, value, mask, scale):
     bias = _bias(mask, query.dtype)[:, None]
     attended = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale, enable_gqa=grouped)
     return attended.transpose(1, 2)
-
-
-def _one_head_at_a_time(query, key):
-    import jax
-
-    return jax.default_backend() == "cpu" and query.shape[1] * key.shape[1] >= SCORES_FOR_SINGLE_HEADS
 
 
 def _single_heads_jax(query, key, value, mask, scale, soft_cap):

@@ -77,6 +77,15 @@ def spread_seed(seed: Tensor | None, count: int | Tensor) -> Tensor | None:
     return ops.cast(seed, seed.dtype)[None] + ops.stack([ops.zeros_like(steps), steps], axis=1)
 
 
+def on_jax_cpu() -> bool:
+    """Whether XLA compiles for CPU, where it needs other ways than on accelerators."""
+    if keras.config.backend() != "jax":
+        return False
+    import jax
+
+    return jax.default_backend() == "cpu"
+
+
 def write(buffer: Tensor, start: Tensor, update: Tensor, in_place: bool = False, after: Tensor | None = None) -> Tensor:
     """`buffer` `[b, s, ...]` with `update` `[b, t, ...]` at place `start` of axis 1.
 

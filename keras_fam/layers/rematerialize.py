@@ -5,6 +5,8 @@ import traceback
 
 import keras
 
+from keras_fam.ops import on_jax_cpu
+
 
 class RematerializesPurely:
     """A layer with `call_around(rematerialize, *args)`: `call`, with only what is pure inside `rematerialize`.
@@ -22,7 +24,7 @@ class RematerializesPurely:
                 compute = _leaving_no_frames(compute)
             rematerialized = hook(compute, *args, **kwargs)
             left_alone = rematerialized is compute
-            return _twice_on_jax_cpu(compute) if _on_jax_cpu() and not left_alone else rematerialized
+            return _twice_on_jax_cpu(compute) if on_jax_cpu() and not left_alone else rematerialized
 
         return functools.partial(self.call_around, rematerialize)
 
@@ -38,14 +40,6 @@ def rematerialize_blocks_alone(layer):
         keeps = part is layer if inside_pure else isinstance(part, RematerializesPurely)
         if not keeps:
             part._remat_mode = None
-
-
-def _on_jax_cpu():
-    if keras.config.backend() != "jax":
-        return False
-    import jax
-
-    return jax.default_backend() == "cpu"
 
 
 def _twice_on_jax_cpu(compute):
