@@ -2,16 +2,17 @@
 
 from keras_fam import data
 from keras_fam._version import __version__
-from keras_fam.callbacks import RandomStatePassingSchedule
 from keras_fam.families import register_family
+from keras_fam.files import load_state, save_state
 from keras_fam.layers.attention import FeedbackAttention
 from keras_fam.layers.decoder_block import FAMDecoderBlock
 from keras_fam.layers.prompt import FAMPrompt
+from keras_fam.memory.state import LayerState, StreamState
 from keras_fam.models.backbone import FAMBackbone
 from keras_fam.models.causal_lm import FAMCausalLM
 from keras_fam.plots.attention import plot_attention
 from keras_fam.plots.loss import plot_loss_by_position
-from keras_fam.state import LayerState, StreamState, load_state, save_state
+from keras_fam.training.callbacks import RandomStatePassingSchedule
 
 __all__ = [
     "FAMBackbone",

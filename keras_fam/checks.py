@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_fam.backend.buffers import is_concrete, to_host
+
 
 def check_integer(name, value, minimum, maximum=None, maximum_reason=""):
     """Raises TypeError if `value` is no integer, ValueError if it lies outside [minimum, maximum]."""
@@ -61,12 +63,32 @@ def check_flag(name, value):
     return bool(value)
 
 
-def check_block_shape(block_size, memory_segments, fam_length=0):
-    """The three sizes of a FAM layer: B >= 1, m >= 0, 0 <= N <= B."""
-    block_size = check_integer("block_size", block_size, 1)
-    memory_segments = check_integer("memory_segments", memory_segments, 0)
-    fam_length = check_integer("fam_length", fam_length, 0, block_size, f" (block_size={block_size})")
-    return block_size, memory_segments, fam_length
+def check_finite(name, value):
+    """Raises TypeError if `value` is no number, ValueError if it is not finite."""
+    _check_number(name, value)
+    if not np.isfinite(value):
+        raise ValueError(f"`{name}` must be finite. Received: {name}={value}.")
+    return float(value)
+
+
+def check_spans(name, value):
+    """A number above 0, or a sequence of them: a float, or a tuple of floats."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        if np.ndim(value) != 1 or len(value) == 0:
+            raise ValueError(f"`{name}` must be a number or a flat sequence of numbers. Received: {name}={value!r}.")
+        return tuple(check_spans(name, each) for each in value)
+    return float(check_positive(name, check_finite(name, value)))
+
+
+def check_initializer(name, value):
+    """A Keras initializer, by name, configuration or object."""
+    try:
+        initializer = keras.initializers.get(value)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"`{name}` must be a Keras initializer. Received: {name}={value!r} ({error}).") from error
+    if not isinstance(initializer, keras.initializers.Initializer):
+        raise TypeError(f"`{name}` must be a Keras initializer. Received: {name}={value!r}.")
+    return initializer
 
 
 def check_layer_shapes(block_size, inputs_shape, fam_shape=None, mask_shape=None):
@@ -98,20 +120,43 @@ def _agree(left, right):
     return len(left) == len(right) and all(x is None or y is None or x == y for x, y in zip(left, right))
 
 
-def is_concrete(x):
-    """Whether the values of `x` can be looked at now: not a symbolic tensor and not inside a compiled function."""
-    if isinstance(x, keras.KerasTensor):
-        return False
-    backend = keras.config.backend()
-    if backend == "jax":
-        import jax
+def check_layer_call(options, inputs, fam=None, inputs_mask=None, sink=None):
+    """The call arguments of a layer with memory: see `check_layer_shapes`; `sink` is `[1, 1, d]`."""
+    named = {"inputs": inputs, "fam": fam, "inputs_mask": inputs_mask, "sink": sink}
+    for name, x in named.items():
+        if x is not None and not hasattr(x, "shape"):
+            raise TypeError(f"`{name}` must be a tensor. Received: {name} of type {type(x).__name__}.")
+    shapes = (None if x is None else x.shape for x in (inputs, fam, inputs_mask))
+    check_layer_shapes(options.block_size, *shapes)
+    if fam is not None:
+        options.check_fam_length(fam.shape[1])
+    if sink is not None and tuple(sink.shape) != (1, 1, inputs.shape[2]):
+        raise ValueError(f"`sink` must have shape (1, 1, {inputs.shape[2]}). Received: sink of shape {sink.shape}.")
 
-        return not isinstance(x, jax.core.Tracer)
-    if backend == "tensorflow":
-        import tensorflow as tf
 
-        return not tf.is_tensor(x) or hasattr(x, "numpy")
-    return str(getattr(x, "device", "cpu")) != "meta"
+def check_stream_mask(inputs_mask, shape):
+    """The mask of a chunk as a bool array of `shape`; all True for None."""
+    if inputs_mask is None:
+        return np.ones(shape, "bool")
+    return check_ones_and_zeros("inputs_mask", inputs_mask, shape)
+
+
+def check_ones_and_zeros(name, value, shape):
+    """A mask whose values are known: an array of `shape` that holds 0 and 1, or bools, as a bool array."""
+    array = ops.convert_to_numpy(value) if ops.is_tensor(value) else np.asarray(value)
+    if array.shape != tuple(shape):
+        raise ValueError(f"`{name}` must have shape {tuple(shape)}. Received: {name} of shape {array.shape}.")
+    if array.dtype != bool:
+        try:
+            wrong = array[(array != 0) & (array != 1)]
+        except TypeError:
+            wrong = array.ravel()
+        if wrong.size or array.dtype.kind not in "iuf":
+            raise ValueError(
+                f"`{name}` must hold 1 for real tokens and 0 for padding. Received: {name} of dtype {array.dtype} with "
+                f"{wrong.ravel()[:1].tolist()}."
+            )
+    return array.astype("bool")
 
 
 def check_token_ids(token_ids, vocabulary_size, name="token_ids"):
@@ -125,6 +170,14 @@ def check_token_ids(token_ids, vocabulary_size, name="token_ids"):
     Returns:
         `token_ids`, as an array or tensor.
     """
+    token_ids = check_ids_shape(token_ids, name)
+    if is_concrete(token_ids) and 0 not in tuple(token_ids.shape):
+        check_vocabulary(to_host(token_ids)[0], vocabulary_size, name)
+    return token_ids
+
+
+def check_ids_shape(token_ids, name="token_ids"):
+    """What can be said of token ids without their values: rank 2 and an integer dtype."""
     if not hasattr(token_ids, "shape"):
         try:
             token_ids = np.asarray(token_ids)
@@ -138,26 +191,25 @@ def check_token_ids(token_ids, vocabulary_size, name="token_ids"):
         raise ValueError(
             f"`{name}` must have rank 2, [batch, length]. Received: {name} of shape {tuple(token_ids.shape)}."
         )
-    dtype = (
-        keras.backend.standardize_dtype(token_ids.dtype)
-        if not hasattr(token_ids.dtype, "kind")
-        else (token_ids.dtype.name)
-    )
-    if "int" not in str(dtype):
+    dtype = token_ids.dtype
+    dtype = dtype.name if hasattr(dtype, "kind") else keras.backend.standardize_dtype(dtype)
+    if "int" not in str(dtype) and not isinstance(token_ids, keras.KerasTensor):
         raise TypeError(f"`{name}` must hold integers. Received: {name} of dtype {dtype}.")
-    if is_concrete(token_ids) and 0 not in tuple(token_ids.shape):
-        values = ops.convert_to_numpy(token_ids)
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high >= vocabulary_size:
-            wrong = low if low < 0 else high
-            raise ValueError(
-                f"`{name}` must lie in the vocabulary, 0 to {vocabulary_size - 1}. Received: {name} with {wrong}."
-            )
     return token_ids
 
 
+def check_vocabulary(values, vocabulary_size, name="token_ids"):
+    """Refuses an array of ids of which one lies outside the vocabulary."""
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= vocabulary_size:
+        wrong = low if low < 0 else high
+        raise ValueError(
+            f"`{name}` must lie in the vocabulary, 0 to {vocabulary_size - 1}. Received: {name} with {wrong}."
+        )
+
+
 def check_padding_mask(padding_mask, token_ids, name="padding_mask"):
-    """A mask of the shape of the token ids, as far as both shapes are known."""
+    """A mask of the shape of the token ids, as far as both shapes are known; its values too, where it is an array."""
     if not hasattr(padding_mask, "shape"):
         padding_mask = np.asarray(padding_mask)
     expected, received = tuple(token_ids.shape), tuple(padding_mask.shape)
@@ -165,7 +217,19 @@ def check_padding_mask(padding_mask, token_ids, name="padding_mask"):
         raise ValueError(
             f"`{name}` must have the shape of `token_ids`, {expected}. Received: {name} of shape {received}."
         )
+    if isinstance(padding_mask, np.ndarray):
+        check_ones_and_zeros(name, padding_mask, received)
     return padding_mask
+
+
+def check_shape_of_ids(value, token_ids, name):
+    """Ids beside other ids, of the same shape."""
+    if tuple(value.shape) != tuple(token_ids.shape):
+        raise ValueError(
+            f"`{name}` must have the shape of `token_ids`, {tuple(token_ids.shape)}. Received: {name} of shape "
+            f"{tuple(value.shape)}."
+        )
+    return value
 
 
 def check_weight(name, value):

@@ -7,8 +7,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llv
 
 import keras
 import pytest
-from refusals import snapshot
-from utils import fam_backbone
+from helpers.models import fam_backbone
+from helpers.refusals import snapshot
 
 import keras_fam
 

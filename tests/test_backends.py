@@ -8,9 +8,9 @@ from importlib.util import find_spec
 import keras
 import numpy as np
 import pytest
-from gradients import loss_and_gradients
+from helpers.gradients import loss_and_gradients
+from helpers.models import FAMILIES, fam_backbone, inputs, token_ids
 from keras import ops
-from utils import FAMILIES, fam_backbone, inputs, token_ids
 
 
 def outputs_and_gradients(family):

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from helpers.models import FAMILIES, fam_backbone, stock_backbone, weights_by_path
+from helpers.refusals import refused, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from refusals import refused, snapshot
-from utils import FAMILIES, fam_backbone, stock_backbone, weights_by_path
 
 import keras_fam
 

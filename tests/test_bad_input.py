@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 import pytest
-from refusals import refused
-from utils import VOCABULARY, fam_backbone, inputs, numpy, token_ids
+from helpers.models import VOCABULARY, fam_backbone, inputs, numpy, token_ids
+from helpers.refusals import refused
 
 import keras_fam
 

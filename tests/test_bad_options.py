@@ -4,12 +4,12 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from presets import gpt2_preset
-from refusals import refused, snapshot
-from utils import fam_backbone, stock_backbone
+from helpers.models import fam_backbone, stock_backbone
+from helpers.presets import gpt2_preset
+from helpers.refusals import refused, snapshot
 
 import keras_fam
-from keras_fam.layers.state_passing import RandomStatePassing
+from keras_fam.training.state_passing import RandomStatePassing
 
 BLOCK = dict(num_query_heads=4, num_key_value_heads=2, head_dim=6, intermediate_dim=12, block_size=4)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from utils import FAMILIES, VOCABULARY, fam_backbone, forward, token_ids
+from helpers.models import FAMILIES, VOCABULARY, fam_backbone, forward, token_ids
 
 
 def changed_places(backbone, ids, place):

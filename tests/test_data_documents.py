@@ -7,11 +7,11 @@ import tracemalloc
 import keras
 import numpy as np
 import pytest
-from data_models import OrderSpy, order_of
+from helpers.order import OrderSpy, order_of
+from helpers.presets import gemma_tokenizer, gpt2_tokenizer
+from helpers.refusals import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from presets import gemma_tokenizer, gpt2_tokenizer
-from refusals import refused
 
 from keras_fam.data import DocumentStream, tokenizing
 from keras_fam.data.tokenizing import read_pieces

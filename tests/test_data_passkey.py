@@ -5,10 +5,10 @@ from multiprocessing.pool import ThreadPool
 import keras
 import numpy as np
 import pytest
-from data_models import OrderSpy, order_of
+from helpers.order import OrderSpy, order_of
+from helpers.refusals import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from refusals import refused
 
 import keras_fam
 from keras_fam.data import PassKeyTask

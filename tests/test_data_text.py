@@ -7,10 +7,10 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+from helpers.presets import gemma_tokenizer
+from helpers.refusals import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from presets import gemma_tokenizer
-from refusals import refused
 
 import keras_fam
 from keras_fam.data import pack, passkey_text, repeat_random_segment

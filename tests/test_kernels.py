@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from gradients import loss_and_gradients
+from helpers.gradients import loss_and_gradients
+from helpers.models import fam_backbone, forward, inputs, numpy, token_ids
 from keras import ops
-from utils import fam_backbone, forward, inputs, numpy, token_ids
 
 from keras_fam import kernels
 from keras_fam.layers import decoder_block

@@ -5,13 +5,13 @@ import json
 import keras
 import numpy as np
 import pytest
+from helpers.models import FAMILIES, GEMMA2_LIKE, GPT2_LIKE, numpy, randomize, stock_backbone
 from keras import ops
 from keras.src import testing
-from utils import FAMILIES, GEMMA2_LIKE, GPT2_LIKE, numpy, randomize, stock_backbone
 
 import keras_fam
 from keras_fam.layers.positions import LearnedPlaces
-from keras_fam.layers.state_passing import RandomStatePassing
+from keras_fam.training.state_passing import RandomStatePassing
 
 BACKEND = keras.config.backend()
 # What `Model.compile` can sensibly be told: jax without it compiles every operation on its own.

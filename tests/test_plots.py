@@ -3,13 +3,13 @@
 import keras
 import numpy as np
 import pytest
+from helpers.models import FAMILIES, fam_backbone, forward, numpy, token_ids
 from keras import ops
-from utils import FAMILIES, fam_backbone, forward, numpy, token_ids
 
 import keras_fam
+from keras_fam.memory.sequence import attend_sequence
 from keras_fam.plots.attention import attention_map
 from keras_fam.plots.loss import loss_by_position
-from keras_fam.sequence import attend_sequence
 
 
 @pytest.mark.parametrize("fam_length", [0, 3])

@@ -8,7 +8,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from presets import gpt2_preset
+from helpers.presets import gpt2_preset
 
 import keras_fam
 from keras_fam.layers import carried_state, positions, state_passing

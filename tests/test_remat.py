@@ -6,7 +6,7 @@ import types
 import keras
 import numpy as np
 import pytest
-from utils import GPT2_LIKE, fam_backbone, inputs, numpy, token_ids
+from helpers.models import GPT2_LIKE, fam_backbone, inputs, numpy, token_ids
 
 import keras_fam
 

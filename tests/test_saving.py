@@ -7,10 +7,10 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+from helpers.models import FAMILIES, fam_backbone, forward, inputs, numpy, randomize, token_ids, weights_by_path
+from helpers.presets import PRESETS, TEXT, gpt2_preset
+from helpers.refusals import fail, files
 from keras import ops
-from presets import PRESETS, TEXT, gpt2_preset
-from refusals import fail, files
-from utils import FAMILIES, fam_backbone, forward, inputs, numpy, randomize, token_ids, weights_by_path
 
 import keras_fam
 

@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 import pytest
+from helpers.models import fam_backbone, inputs, numpy, token_ids
 from keras import ops
-from utils import fam_backbone, inputs, numpy, token_ids
 
 import keras_fam
 

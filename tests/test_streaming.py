@@ -3,13 +3,13 @@
 import keras
 import numpy as np
 import pytest
+from helpers.models import FAMILIES, fam_backbone, forward, inputs, numpy, token_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
-from utils import FAMILIES, fam_backbone, forward, inputs, numpy, token_ids
 
 import keras_fam
-from keras_fam.models.streams import pieces
+from keras_fam.layers.streams import spans as pieces
 
 TOLERANCE = dict(rtol=1e-5, atol=1e-5)
 LENGTH = 23

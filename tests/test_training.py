@@ -3,10 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from gradients import loss_and_gradients
+from helpers.gradients import loss_and_gradients
+from helpers.models import FAMILIES, fam_backbone, inputs, numpy, reference, token_ids, weights_by_path
 from keras import ops
-from reference import reference_forward
-from utils import FAMILIES, fam_backbone, inputs, numpy, token_ids, weights_by_path
 
 import keras_fam
 
@@ -70,18 +69,6 @@ def fit_once(backbone, ids, **options):
 
 def last_fams(backbone):
     return [numpy(layer.last_fam.value) for layer in backbone.transformer_layers]
-
-
-def reference(backbone, ids, **options):
-    return reference_forward(
-        backbone.family.backbone.get_config(),
-        weights_by_path(backbone),
-        ids,
-        block_size=backbone.block_size,
-        memory_segments=backbone.memory_segments,
-        fam_length=backbone.fam_length,
-        **options,
-    )
 
 
 NO_DROPOUT = {"dropout": 0.0}

@@ -4,7 +4,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from utils import FAMILIES, fam_backbone, forward, numpy, randomize, stock_backbone, token_ids
+from helpers.models import FAMILIES, fam_backbone, forward, numpy, randomize, stock_backbone, token_ids
 
 import keras_fam
 

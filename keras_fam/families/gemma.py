@@ -1,81 +1,72 @@
-"""Gemma 1 and 2: rotary positions, grouped queries, gated feed-forward; soft caps, post-norms, sliding windows."""
+"""Gemma 1, 2 and 3: gated feed-forward; soft caps, post-norms, query-key norms, local and global layers."""
 
 import keras_hub
 from keras import ops
 
-from keras_fam.layers.decoder_block import FAMDecoderBlock
+from keras_fam.families.family import DecoderParts, Family, gelu, in_float32
 
 
-class GemmaFamily:
-    """Adapts a `keras_hub.models.GemmaBackbone`."""
+class GemmaFamily(Family):
+    """Adapts `keras_hub.models.GemmaBackbone`, which is Gemma 1 and 2."""
 
     backbone_cls = keras_hub.models.GemmaBackbone
     lora_layer_names = ("query", "key", "value", "attention_output", "ffw_gating", "ffw_gating_2", "ffw_linear")
-    position_table_length = None  # Rotary positions have no table.
-
-    def __init__(self, backbone):
-        self.backbone = backbone
-
-    @property
-    def final_norm(self):
-        return self.backbone.layer_norm
 
     def scale(self, embeddings):
-        """What happens to token embeddings, and so to the prompt: times sqrt(d)."""
         return embeddings * ops.cast(self.backbone.hidden_dim**0.5, embeddings.dtype)
 
-    def embed(self, token_ids, places):
-        """int `[b, t]` to `[b, t, d]`; the places are for the layers to rotate by."""
-        return self.scale(self.backbone.token_embedding(token_ids))
-
-    def decoder_blocks(self, **memory):
-        """A `FAMDecoderBlock` for every stock layer, on that layer's own sublayers.
-
-        Args:
-            **memory: `block_size`, `memory_segments`, `stop_gradient_memory` and `truncate_bptt`.
-
-        Returns:
-            list of `FAMDecoderBlock`.
-        """
-        return [self._decoder_block(layer, memory) for layer in self.backbone.transformer_layers]
-
-    def _decoder_block(self, layer, memory):
+    def parts(self, layer):
         attention = layer.attention
-        block = FAMDecoderBlock(
+        return DecoderParts(
+            query=attention.query_dense,
+            key=attention.key_dense,
+            value=attention.value_dense,
+            output=attention.output_dense,
             num_query_heads=layer.num_query_heads,
             num_key_value_heads=layer.num_key_value_heads,
             head_dim=layer.head_dim,
-            intermediate_dim=layer.intermediate_dim // 2,
-            rope_max_wavelength=attention.rope_layer.max_wavelength,
-            use_post_attention_norm=layer.use_post_attention_norm,
-            use_post_ffw_norm=layer.use_post_ffw_norm,
-            logit_soft_cap=layer.logit_soft_cap,
-            sliding_window_size=layer.sliding_window_size if layer.use_sliding_window_attention else None,
-            layer_norm_epsilon=layer.layer_norm_epsilon,
-            dropout=layer.dropout,
-            dtype=layer.dtype_policy,
-            name=layer.name,
-            **memory,
-        )
-        block.adopt(
-            attention_name=attention.name,
-            attention=dict(
-                query=attention.query_dense,
-                key=attention.key_dense,
-                value=attention.value_dense,
-                attention_output=attention.output_dense,
-                dropout_layer=attention.dropout_layer,
-                # Gemma interleaves the rotated halves: the same for queries and keys, so scores do not see it.
-                rope=attention.rope_layer,
-            ),
+            scale=self.score_scale(attention),
             pre_attention_norm=layer.pre_attention_norm,
+            query_norm=getattr(attention, "query_norm", None),
+            key_norm=getattr(attention, "key_norm", None),
             post_attention_norm=getattr(layer, "post_attention_norm", None),
             pre_ffw_norm=layer.pre_ffw_norm,
-            ffw_gate=layer.gating_ffw,
-            ffw_in=layer.gating_ffw_2,
-            ffw_out=layer.ffw_linear,
+            gate=layer.gating_ffw,
+            activation=gelu,
+            up=layer.gating_ffw_2,
+            down=layer.ffw_linear,
             post_ffw_norm=getattr(layer, "post_ffw_norm", None),
+            # Gemma 1 interleaves the rotated halves: the same for queries and keys, so scores do not see it.
+            rope=in_float32(attention.rope_layer),
+            soft_cap=layer.logit_soft_cap,
+            sliding_window=layer.sliding_window_size if layer.use_sliding_window_attention else None,
+            weights_dropout=attention.dropout_layer,
             attention_dropout=getattr(layer, "attention_dropout", None),
             feedforward_dropout=getattr(layer, "feedforward_dropout", None),
+            clips_float16=self.clips_float16,
         )
-        return block
+
+    clips_float16 = False
+
+    def score_scale(self, attention):
+        dim = attention.head_dim
+        if not attention.query_head_dim_normalize:
+            dim = self.backbone.hidden_dim // attention.num_query_heads
+        return dim**-0.5
+
+
+class Gemma3Family(GemmaFamily):
+    """Adapts `keras_hub.models.Gemma3Backbone` for text."""
+
+    backbone_cls = keras_hub.models.Gemma3Backbone
+    clips_float16 = True
+
+    @staticmethod
+    def unsupported(config):
+        if config.get("vision_encoder") is not None:
+            return "it has a vision encoder (vision_encoder); only a Gemma 3 for text alone is supported"
+        if config.get("use_bidirectional_attention"):
+            return "its attention is bidirectional (use_bidirectional_attention=True)"
+        if config.get("is_embedding_model"):
+            return "it is an embedding model (is_embedding_model=True), whose output is a pooled vector"
+        return None

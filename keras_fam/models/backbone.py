@@ -1,42 +1,38 @@
 """A KerasHub backbone with working memory."""
 
-import math
 from collections.abc import Callable
 
 import keras
 import keras_hub
 from keras import ops
 
-from keras_fam.checks import (
-    check_document_start,
-    check_keywords,
-    check_padding_mask,
-    check_probability,
-    check_stateful_batch,
-    check_token_ids,
-)
+from keras_fam.backend.rematerialize import rematerialize_blocks_alone
+from keras_fam.checks import check_keywords, check_probability
 from keras_fam.families import family_of
-from keras_fam.layers.carried_state import CarriedState
+from keras_fam.layers.decoder_layer import FAMDecoderLayer
 from keras_fam.layers.positions import LearnedPlaces
 from keras_fam.layers.prompt import FAMPrompt
-from keras_fam.layers.rematerialize import rematerialize_blocks_alone
-from keras_fam.layers.state_passing import RandomStatePassing
+from keras_fam.memory.options import MEMORY_ARGUMENTS, ModelOptions, position_period
+from keras_fam.models.inputs import ChecksInputs
 from keras_fam.models.lora import LoRAWeights
-from keras_fam.models.memory import MEMORY_ARGUMENTS, check_memory
 from keras_fam.models.presets import SavesWhole, load_backbone, save_preset
 from keras_fam.models.streams import Streams
+from keras_fam.training.carried_state import CarriedState
+from keras_fam.training.state_passing import RandomStatePassing
 from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
+class FAMBackbone(ChecksInputs, SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
     """A stock KerasHub backbone, attending in blocks and with Feedback Attention Memory in every layer.
 
-    The backbone's own layers and variables are adopted, under their own names and paths; none is copied. The only new
-    weight is `fam_prompt.embeddings`, `[fam_length, hidden_dim]`, which starts as random rows of the vocabulary.
+    The backbone's own layers and variables are taken over, under their own names and paths; none is copied. The only
+    new weight is `fam_prompt.embeddings`, `[fam_length, hidden_dim]`, which starts as random rows of the vocabulary
+    (and one number a layer with `memory_gate`).
 
     Args:
-        backbone: a `keras_hub.models.GemmaBackbone` (Gemma 1 and 2) or `keras_hub.models.GPT2Backbone`.
+        backbone: a KerasHub backbone of a supported family: Gemma 1, 2 and 3 (text), GPT-2, Llama 2 and 3, Mistral,
+            Qwen 2.5, Qwen 3, or one that was given to `keras_fam.register_family`.
         block_size: int, B. Tokens per block.
         memory_segments: int, m. Past blocks whose keys and values stay visible.
         fam_length: int, N <= B. Memory vectors per layer; 0 is plain block sliding window attention (BSWA).
@@ -46,10 +42,17 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
             0 half of the time. Rotary positions are relative, so there it would change nothing and is refused.
         stop_gradient_memory: bool. No gradient through memory segments.
         truncate_bptt: int or None. Cut FAM's gradient every that many blocks.
+        memory_span: float, one for each FAM vector, or None. How many times as long as what a block adds to it a vector
+            may stay, so that memory can be written again at any age; None is the paper's plain sum.
+        memory_gate: float or None. Where a trained scalar of each layer starts that is added to the tokens' scores on
+            FAM: 0 is the paper, -6 nearly hides FAM; None adds none.
+        sink_token_id: int or None. The start token, whose key and value stay visible to all tokens and FAM for ever:
+            what pretrained models need of the start of a text.
         stateful_batch_size: int or None, training only: batches have that many rows and a length that is a multiple of
             `block_size`, and each row goes on from the memory, FAM and segments, that it had at the end of the step
             before, unless it begins a document. Gradients end at a step's edge. See `keras_fam.data.DocumentStream`.
-        name, trainable: see `keras.Model`.
+        name: str, see `keras.Model`.
+        trainable: bool, see `keras.Model`.
 
     Call arguments:
         inputs: dict of `"token_ids"`, int `[batch, length]`, and `"padding_mask"`, `[batch, length]`, 1 where real;
@@ -86,57 +89,44 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
         stop_gradient_memory: bool = False,
         truncate_bptt: int | None = None,
         stateful_batch_size: int | None = None,
+        memory_span: float | tuple[float, ...] | None = None,
+        memory_gate: float | None = None,
+        sink_token_id: int | None = None,
         **kwargs,
     ):
         check_keywords(kwargs, ("backbone", *MEMORY_ARGUMENTS, "name", "trainable"))
         if isinstance(backbone, FAMBackbone):
             raise ValueError("`backbone` must be a stock backbone. Received: backbone that is already a FAMBackbone.")
-        family = family_of(type(backbone))(backbone)
-        table_length = family.position_table_length
-        check_memory(
-            block_size,
-            memory_segments,
-            fam_length,
-            random_state_passing,
-            random_position_offset,
-            stop_gradient_memory,
-            truncate_bptt,
-            stateful_batch_size,
-            table_length,
-        )
-
-        # === Layers ===
-        self.token_embedding = backbone.token_embedding
-        self.transformer_layers = family.decoder_blocks(
+        options = ModelOptions(
             block_size=block_size,
             memory_segments=memory_segments,
             stop_gradient_memory=stop_gradient_memory,
             truncate_bptt=truncate_bptt,
+            memory_span=memory_span,
+            memory_gate=memory_gate,
+            fam_length=fam_length,
+            sink_token_id=sink_token_id,
+            random_state_passing=random_state_passing,
+            random_position_offset=random_position_offset,
+            stateful_batch_size=stateful_batch_size,
         )
+        family = family_of(type(backbone), _config_of(backbone))(backbone)
+        options.check_model(backbone.vocabulary_size, family.position_table_length)
+
+        # === Layers ===
+        self.family = family
+        self.options = options
+        self.token_embedding = backbone.token_embedding
+        self.transformer_layers = [
+            FAMDecoderLayer(family.parts(layer), options.for_layers(), dtype=layer.dtype_policy, name=layer.name)
+            for layer in family.decoder_layers
+        ]
         self.layer_norm = family.final_norm
         self.fam_prompt = None
         self.state_passing = None
         self.carried_state = None
         self.learned_places = None
-        dtype = self.token_embedding.dtype_policy
-        if fam_length:
-            self.fam_prompt = FAMPrompt(fam_length, dtype=dtype, name="fam_prompt")
-            self.fam_prompt.build((None, None, backbone.hidden_dim))
-            rows = keras.random.randint((fam_length,), 0, backbone.vocabulary_size)
-            self.fam_prompt.embeddings.assign(ops.cast(self.token_embedding(rows), "float32"))
-        if random_state_passing:
-            self.state_passing = RandomStatePassing(random_state_passing, name="random_state_passing")
-            for layer in self.transformer_layers:
-                layer.keep_last_fam(fam_length, backbone.hidden_dim)
-        if stateful_batch_size is not None:
-            self.carried_state = CarriedState(
-                stateful_batch_size, block_size, memory_segments, table_length or block_size, name="carried_state"
-            )
-            for layer in self.transformer_layers:
-                layer.carry_state(stateful_batch_size, fam_length, backbone.hidden_dim)
-        if table_length is not None:
-            self.learned_places = LearnedPlaces(table_length, random_position_offset, name="learned_places")
-        self.family = family
+        self._add_memory(options, backbone)
 
         # === Functional Model ===
         inputs = {
@@ -150,20 +140,42 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
         self.dtype_policy = backbone.dtype_policy
 
         # === Config ===
-        self.block_size = int(block_size)
-        self.memory_segments = int(memory_segments)
-        self.fam_length = int(fam_length)
-        self.initial_random_state_passing = float(random_state_passing)
-        self.random_position_offset = random_position_offset
-        self.stop_gradient_memory = stop_gradient_memory
-        self.truncate_bptt = truncate_bptt
-        self.stateful_batch_size = stateful_batch_size
+        for name in MEMORY_ARGUMENTS:
+            if name != "random_state_passing":  # A property, which can change.
+                setattr(self, name, getattr(options, name))
         self.vocabulary_size = backbone.vocabulary_size
         self.hidden_dim = backbone.hidden_dim
         self.num_layers = backbone.num_layers
-        # Positions are counted modulo what both the ring of blocks and a table of positions divide.
-        self.position_period = math.lcm((memory_segments + 1) * block_size, table_length or 1)
         self._compiled = {}
+
+    def _add_memory(self, options, backbone):
+        """The layers that only a model with memory has."""
+        fam_length, rows, dim = options.fam_length, options.stateful_batch_size, backbone.hidden_dim
+        table_length, dtype = self.family.position_table_length, self.token_embedding.dtype_policy
+        rings = [layer.ring_slots for layer in self.transformer_layers]
+        # Positions are counted modulo what every ring of blocks and a table of positions divide.
+        self.position_period = position_period([options.slots, *rings], table_length)
+        if fam_length:
+            self.fam_prompt = FAMPrompt(fam_length, dtype=dtype, name="fam_prompt")
+            self.fam_prompt.build((None, None, dim))
+            tokens = keras.random.randint((fam_length,), 0, backbone.vocabulary_size)
+            self.fam_prompt.embeddings.assign(ops.cast(self.token_embedding(tokens), "float32"))
+        if options.random_state_passing:
+            self.state_passing = RandomStatePassing(options.random_state_passing, name="random_state_passing")
+            for layer in self.transformer_layers:
+                layer.keep_last_fam(fam_length, dim)
+        if rows is not None:
+            self.carried_state = CarriedState(
+                rows,
+                options.block_size,
+                options.memory_segments,
+                table_length or options.block_size,
+                name="carried_state",
+            )
+            for layer in self.transformer_layers:
+                layer.carry_state(rows, fam_length, dim)
+        if table_length is not None:
+            self.learned_places = LearnedPlaces(table_length, options.random_position_offset, name="learned_places")
 
     def hidden_states(
         self,
@@ -190,38 +202,41 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
             carried = self.carried_state(padding_mask, document_start)
             start = carried["position"]
         places = None if self.learned_places is None else self.learned_places(token_ids, start)
-        x = intercept(self.family.embed(token_ids, places), -1)
-        passed = None if self.state_passing is None else self.state_passing(x)
-        fam = None if self.fam_prompt is None else self.family.scale(self.fam_prompt(x))
+        x = self.family.embed(token_ids, places)
+        if self.family.embeddings_dropout is not None:
+            x = self.family.embeddings_dropout(x)
+        x = intercept(x, -1)
+        if self.state_passing is not None:
+            carried = {"passed": self.state_passing(x)}
+        prompts = self.start_of_memory(x)
         for index, layer in enumerate(self.transformer_layers):
-            if fam is None:
-                x = layer(x, inputs_mask=padding_mask, carried=carried)
-            else:
-                x, fam = layer(x, fam, inputs_mask=padding_mask, passed=passed, carried=carried)
+            outputs = layer(x, inputs_mask=padding_mask, carried=carried, **prompts)
+            x, *lifted = outputs if prompts else (outputs,)
+            prompts = dict(zip(prompts, lifted))
             x = intercept(x, index)
         return self.layer_norm(x)
 
-    def __call__(self, inputs, *args, **kwargs):
-        inputs = self.check_inputs(inputs, kwargs.get("training"))
-        return super().__call__(inputs, *args, **kwargs)
+    def start_of_memory(self, x: Tensor | None = None) -> dict[str, Tensor]:
+        """What goes up through the layers beside the tokens.
 
-    def call(self, inputs, training=None, mask=None, **kwargs):
-        # On jax, training and prediction come here without `__call__`.
-        return super().call(self.check_inputs(inputs, training), training=training, mask=mask, **kwargs)
+        Args:
+            x: token embeddings, or None outside of a functional model.
 
-    def check_inputs(self, inputs, training=None):
-        """The checked inputs of a call, and no others; see `Call arguments`."""
-        if not isinstance(inputs, dict) or not {"token_ids", "padding_mask"} <= set(inputs):
-            return inputs
-        ids = check_token_ids(inputs["token_ids"], self.vocabulary_size)
-        checked = {"token_ids": ids, "padding_mask": check_padding_mask(inputs["padding_mask"], ids)}
-        if self.carried_state is not None:
-            # Ones of the kind that the token ids are, an array or a tensor: Keras refuses a mixture.
-            start = inputs.get("document_start", ids[:, 0] * 0 + 1)
-            checked["document_start"] = check_document_start(start, ids)
-            if training:
-                check_stateful_batch(ids, self.stateful_batch_size, self.block_size)
-        return checked
+        Returns:
+            dict of `"fam"`, `[1, N, d]`, the prompt as the family scales it, and of `"sink"`, `[1, 1, d]`, the start
+            token; without what this model does not have.
+        """
+        start = {}
+        if self.fam_prompt is not None:
+            start["fam"] = self.family.scale(self.fam_prompt(x))
+        if self.options.sink_token_id is not None:
+            token = ops.full((1, 1), self.options.sink_token_id, dtype="int32")
+            start["sink"] = self.family.embed(token, ops.zeros((1, 1), dtype="int32"))
+        return start
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states `[batch, length, hidden_dim]` to logits `[batch, length, vocabulary_size]`."""
+        return self.family.logits(hidden)
 
     @property
     def random_state_passing(self) -> float:
@@ -243,8 +258,7 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
     def get_config(self):
         config = super().get_config()
         config["backbone"] = keras.saving.serialize_keras_object(self.family.backbone)
-        config.update({name: getattr(self, name) for name in MEMORY_ARGUMENTS})
-        config["random_state_passing"] = self.initial_random_state_passing
+        config.update(self.options.get_config())
         return config
 
     @classmethod
@@ -279,3 +293,8 @@ class FAMBackbone(SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
     def save_to_preset(self, preset_dir: str, max_shard_size: float | None = 10) -> None:
         """Saves a preset that `from_preset` loads; a folder that was there before stays whole until it is replaced."""
         save_preset(super().save_to_preset, preset_dir, max_shard_size)
+
+
+def _config_of(backbone):
+    """The configuration of a KerasHub backbone, as far as it has one."""
+    return backbone.get_config() if isinstance(backbone, keras_hub.models.Backbone) else None

@@ -8,17 +8,18 @@ import keras
 import keras_hub
 from keras import ops
 
-from keras_fam.checks import check_keywords, check_padding_mask, check_token_ids
-from keras_fam.layers.rematerialize import rematerialize_blocks_alone
+from keras_fam.backend.rematerialize import rematerialize_blocks_alone
+from keras_fam.checks import check_keywords, check_padding_mask, check_shape_of_ids, check_token_ids
+from keras_fam.memory.state import StreamState
 from keras_fam.models.backbone import FAMBackbone
 from keras_fam.models.generation import generate_tokens
+from keras_fam.models.inputs import ChecksInputs
 from keras_fam.models.presets import SavesWhole, load_task, save_preset
-from keras_fam.state import StreamState
 from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FAMCausalLM(SavesWhole, keras_hub.models.CausalLM):
+class FAMCausalLM(ChecksInputs, SavesWhole, keras_hub.models.CausalLM):
     """A causal language model on a `FAMBackbone`.
 
     Args:
@@ -68,18 +69,9 @@ class FAMCausalLM(SavesWhole, keras_hub.models.CausalLM):
 
         # === Functional Model ===
         inputs = backbone.input
-        outputs = backbone.token_embedding(backbone(inputs), reverse=True)
+        outputs = backbone.logits(backbone(inputs))
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
         rematerialize_blocks_alone(self)
-
-    def __call__(self, inputs, *args, **kwargs):
-        inputs = self.backbone.check_inputs(inputs, kwargs.get("training"))
-        return super().__call__(inputs, *args, **kwargs)
-
-    def call(self, inputs, training=None, mask=None, **kwargs):
-        # On jax, training and prediction come here without `__call__`.
-        inputs = self.backbone.check_inputs(inputs, training)
-        return super().call(inputs, training=training, mask=mask, **kwargs)
 
     @classmethod
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "FAMCausalLM":
@@ -164,12 +156,11 @@ class FAMCausalLM(SavesWhole, keras_hub.models.CausalLM):
             TypeError, ValueError: see `FAMBackbone.stream`.
         """
         backbone = self.backbone
-        token_ids, padding_mask = backbone.check_chunk(inputs, state)
-        return backbone.stream_pieces(token_ids, padding_mask, state, backbone._inference("logits", self._logits_piece))
+        return backbone.stream_pieces(inputs, state, backbone._inference("logits", self._logits_piece))
 
     def _logits_piece(self, token_ids, padding_mask, state, last):
         hidden, state = self.backbone.piece(token_ids, padding_mask, state, last)
-        return self.backbone.token_embedding(hidden, reverse=True), state
+        return self.backbone.logits(hidden), state
 
     # === Generation ===
 
@@ -229,12 +220,11 @@ class FAMCausalLM(SavesWhole, keras_hub.models.CausalLM):
         padding_mask = ops.ones(token_ids.shape, "bool") if padding_mask is None else padding_mask
         padding_mask = ops.convert_to_tensor(check_padding_mask(padding_mask, token_ids))
         if target_ids is not None:
-            target_ids = check_padding_mask(
-                check_token_ids(target_ids, self.backbone.vocabulary_size, "target_ids"), token_ids, "target_ids"
-            )
+            target_ids = check_token_ids(target_ids, self.backbone.vocabulary_size, "target_ids")
+            target_ids = check_shape_of_ids(target_ids, token_ids, "target_ids")
         token_ids = ops.convert_to_tensor(token_ids, "int32")
         hidden = self.backbone.hidden_states(token_ids, padding_mask, layer_intercept_fn=layer_intercept_fn)
-        logits = self.backbone.token_embedding(hidden, reverse=True)
+        logits = self.backbone.logits(hidden)
         if scoring_mode == "logits":
             return logits
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")

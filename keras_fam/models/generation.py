@@ -17,7 +17,7 @@ def generate_tokens(lm, token_ids, padding_mask, stop_token_ids):
         batch_size = ops.shape(prompt)[0]
         token = ops.slice(prompt, [0, index - 1], [batch_size, 1])
         hidden, cache = _read_token(lm.backbone, token, cache, in_place)
-        logits = lm.backbone.token_embedding(hidden, reverse=True)
+        logits = lm.backbone.logits(hidden)
         return ops.squeeze(logits, axis=1), ops.squeeze(hidden, axis=1), cache
 
     token_ids = lm.sampler(
@@ -74,7 +74,7 @@ def _read_prompt(lm, token_ids, index):
         return block + 1, state, hidden_states
 
     hidden_states = ops.zeros((batch, blocks * size if keep_hidden else 0, backbone.hidden_dim), backbone.compute_dtype)
-    loop = (ops.zeros_like(full), backbone._initial_state(batch), hidden_states)
+    loop = (ops.zeros_like(full), backbone.begin(batch), hidden_states)
     block, state, hidden_states = ops.while_loop(
         lambda block, *_: block < full, lambda *loop: read_block(*loop, last=True), loop
     )

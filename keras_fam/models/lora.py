@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_fam.checks import check_integer
-from keras_fam.state import atomic_write
+from keras_fam.files import atomic_write
 
 
 class LoRAWeights:

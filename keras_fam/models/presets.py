@@ -11,7 +11,7 @@ from keras_hub.src.utils.preset_utils import get_preset_loader
 
 from keras_fam.checks import check_keywords
 from keras_fam.families import family_of
-from keras_fam.models.memory import MEMORY_ARGUMENTS, check_memory
+from keras_fam.memory.options import MEMORY_ARGUMENTS, ModelOptions
 
 
 def load_backbone(cls, load_saved, preset, load_weights, arguments):
@@ -94,12 +94,14 @@ def _inspect(fam_cls, preset, memory):
     backbone_cls = loader.check_backbone_class()
     if issubclass(backbone_cls, fam_cls):
         return None, loader.config["config"]
-    family_of(backbone_cls)
     if "registered_name" in loader.config:  # KerasHub's own format; another one is checked once it is converted.
+        config = loader.config["config"]
+        family = family_of(backbone_cls, config)
         parameters = inspect.signature(fam_cls).parameters
-        defaults = {name: parameters[name].default for name in MEMORY_ARGUMENTS}
-        table_length = loader.config["config"].get("max_sequence_length")
-        check_memory(**{**defaults, **memory}, position_table_length=table_length)
+        options = ModelOptions(**{name: memory.get(name, parameters[name].default) for name in MEMORY_ARGUMENTS})
+        options.check_model(config.get("vocabulary_size"), config.get(family.table_length_name))
+    else:
+        family_of(backbone_cls)
     return backbone_cls, None
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from keras_fam.loops import scan
+from keras_fam.backend.loops import scan
 from keras_fam.types import Tensor
 
 
@@ -18,6 +18,10 @@ class Rotation(NamedTuple):
 
     cos: Tensor
     sin: Tensor
+
+    def at(self, index) -> "Rotation":
+        """The turns of some of the places, by an index or a slice of the first axes."""
+        return Rotation(self.cos[index], self.sin[index])
 
 
 def rotation(rope, places: Tensor, head_dim: int) -> Rotation:
@@ -38,27 +42,24 @@ def turn(x: Tensor, by: Rotation | None) -> Tensor:
     if by is None:
         return x
     dtype = keras.backend.result_type(x.dtype, "float32")
-    cos, sin = (ops.cast(part[..., None, :], dtype) for part in by)
+    cos, sin = (ops.cast(part[..., None, :], dtype) for part in (by.cos, by.sin))
     first, second = ops.split(ops.cast(x, dtype), 2, axis=-1)
     return ops.cast(ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1), x.dtype)
 
 
-def block_rotations(rope, block_size: int, blocks: int | Tensor, head_dim: int) -> Rotation:
-    """The turns of all places of a text, from one block before its start on.
+def block_rotations(one_block: Rotation, inside: Rotation, blocks: int | Tensor) -> Rotation:
+    """The turns at some places of every block of a text, and of the block before its start.
 
     Args:
-        rope: `keras_hub.layers.RotaryEmbedding`.
-        block_size: int, B.
+        one_block: `Rotation` of `[1, c / 2]`, by B places.
+        inside: `Rotation` of `[s, c / 2]`, of the places relative to their block.
         blocks: int or scalar tensor, n.
-        head_dim: int, c.
 
     Returns:
-        `Rotation` of `[n + 1, B, c / 2]`: block tau's places are row `tau + 1`.
+        `Rotation` of `[n + 1, s, c / 2]`: block tau's places are row `tau + 1`.
     """
-    inside = rotation(rope, ops.arange(block_size), head_dim)
-    one = rotation(rope, ops.convert_to_tensor([block_size], "int32"), head_dim)
-    length = ops.sqrt(ops.square(one.cos) + ops.square(one.sin))  # Some kinds of scaling stretch: do that once.
-    one = Rotation(one.cos / length, one.sin / length)
+    length = ops.sqrt(ops.square(one_block.cos) + ops.square(one_block.sin))  # Some scalings stretch: do that once.
+    one = Rotation(one_block.cos / length, one_block.sin / length)
     start = Rotation(ops.ones_like(one.cos), ops.zeros_like(one.sin))
     _, turns = scan(lambda carry, _: combine(carry, one), lambda carry: carry, start, None, blocks)
     return combine(turns, Rotation(inside.cos[None], inside.sin[None]))

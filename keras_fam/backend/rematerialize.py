@@ -5,7 +5,7 @@ import traceback
 
 import keras
 
-from keras_fam.ops import on_jax_cpu
+from keras_fam.backend import on_jax_cpu
 
 
 class RematerializesPurely:

@@ -4,7 +4,8 @@ import io
 
 import keras_hub
 import sentencepiece
-from utils import GEMMA, GPT2, randomize
+
+from helpers.models import GEMMA, GPT2, randomize
 
 TEXT = [
     "the quick brown fox jumps over the lazy dog",

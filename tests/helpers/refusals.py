@@ -3,7 +3,8 @@
 import os
 
 import pytest
-from utils import numpy
+
+from helpers.models import numpy
 
 
 def refused(call, *words, error=(ValueError, TypeError)):

@@ -1,0 +1,136 @@
+"""Streams through one layer alone: for layers in models of your own."""
+
+from keras import ops
+
+from keras_fam.backend.buffers import cut, join, to_host, write
+from keras_fam.backend.compiled import compile_inference
+from keras_fam.checks import check_integer, check_layer_call, check_stream_mask
+from keras_fam.memory.options import position_period
+from keras_fam.memory.sequence import lift_prompt
+from keras_fam.memory.state import (
+    LayerState,
+    StreamState,
+    empty_state,
+    position_after,
+    started_after,
+)
+from keras_fam.memory.streaming import Place, advance_layer, block_valid, initial_layer_state, read_piece, slots
+from keras_fam.types import Tensor
+
+
+def spans(length: int, place: int, block_size: int) -> list[tuple[int, int]]:
+    """How a chunk is cut: at block boundaries, and inside a block into powers of two.
+
+    So at most log2(block_size) + 1 shapes are ever compiled, whatever the lengths of chunks.
+
+    Args:
+        length: int, tokens in the chunk.
+        place: int, the first token's place in its block.
+        block_size: int.
+
+    Returns:
+        list of `(start, stop)`.
+    """
+    cuts, start = [], 0
+    while start < length:
+        span = min(block_size - place, length - start)
+        if span < block_size:
+            span = 1 << (span.bit_length() - 1)
+        cuts.append((start, start + span))
+        start, place = start + span, (place + span) % block_size
+    return cuts
+
+
+class StreamsAlone:
+    """The streaming methods of `FAMDecoderLayer`."""
+
+    # === For one layer of a model of your own ===
+
+    def initial_state(self, batch_size: int, fam: Tensor | None = None, sink: Tensor | None = None) -> StreamState:
+        """The state of streams through this layer that have read nothing yet.
+
+        Args:
+            batch_size: int >= 1, parallel streams.
+            fam: float `[1, N, d]`, the prompt at this layer: of `FAMPrompt`, or of `lift_prompt` of the layer below;
+                None for a layer without FAM.
+            sink: float `[1, 1, d]`, the start token at this layer, or None.
+
+        Returns:
+            `keras_fam.StreamState` of one layer, of fixed size: nothing in it grows with the text.
+        """
+        batch_size = check_integer("batch_size", batch_size, 1)
+        if fam is None:
+            fam = ops.zeros((1, 0, self.parts.hidden_dim), self.compute_dtype)
+        layer = self._inference("begin", self.begin_stream)(fam, sink, batch_size=batch_size)
+        return empty_state((layer,), batch_size, self.options.slots)
+
+    def lift_prompt(self, fam: Tensor) -> Tensor:
+        """The prompt `[1, N, d]`, or the sink `[1, 1, d]`, for the layer above."""
+        return lift_prompt(self.core, ops.cast(fam, self.compute_dtype))
+
+    def read(self, x: Tensor, state: StreamState, inputs_mask: Tensor | None = None) -> tuple[Tensor, StreamState]:
+        """Reads a chunk of any length into a stream's memory. Neither `x` nor `state` is changed.
+
+        Args:
+            x: float `[batch, length, d]`, length >= 1.
+            state: `keras_fam.StreamState` of `initial_state`, or of the call before.
+            inputs_mask: `[batch, length]`, True for real tokens, or None.
+
+        Returns:
+            `(outputs, state)`: `[batch, length, d]`, and the state to go on with.
+        """
+        check_layer_call(self.options, x, None, inputs_mask)
+        mask = check_stream_mask(inputs_mask, x.shape[:2])
+        position = int(to_host(state.position)[0][0])
+        compiled, outputs = self._inference("chunk", self._read_chunk), []
+        for start, stop in spans(x.shape[1], position % self.options.block_size, self.options.block_size):
+            last = (position + stop) % self.options.block_size == 0
+            output, state = compiled(cut(x, start, stop), cut(mask, start, stop), state, last=last)
+            outputs.append(output)
+        return join(outputs), state
+
+    def _read_chunk(self, x, mask, state, last):
+        slot = state.position[0] % self.options.slots
+        place = Place(state.position[0], write(state.valid, slot, mask))
+        x, layer = self.read_piece(x, state.layers[0], place)
+        started = state.started
+        if last:
+            layer = self.advance(layer, place, started)
+            started = started_after(started, block_valid(self.options, place))
+        period = position_period([slots(self.core), self.options.slots], None)
+        position = position_after(state.position, x.shape[1], period)
+        return x, StreamState((layer,), place.valid, started, position)
+
+    def _inference(self, name, function):
+        key = (name, len(self.variables), self.dtype_policy.name)
+        if key not in self._compiled:
+            self._compiled[key] = compile_inference(self, function)
+        return self._compiled[key]
+
+    # === For one of a model's layers, whose place and padding are the model's ===
+
+    def begin_stream(self, fam: Tensor, sink: Tensor | None, batch_size: int | Tensor) -> LayerState:
+        """`LayerState` of a stream that has read nothing; see `memory.streaming.initial_layer_state`."""
+        return initial_layer_state(self.core, fam, batch_size, sink)
+
+    def read_piece(
+        self, x: Tensor, state: LayerState, place: Place, in_place: bool = False
+    ) -> tuple[Tensor, LayerState]:
+        """At most the rest of a block through this layer.
+
+        Args:
+            x: float `[batch, t, d]`.
+            state: `LayerState`.
+            place: `Place` of the first token.
+            in_place: bool. The arrays of `state` may be overwritten.
+
+        Returns:
+            `(outputs [batch, t, d], LayerState)`.
+        """
+        x = ops.cast(x, self.compute_dtype)
+        attention, state = read_piece(self.core, self.parts.normalize(x), state, place, in_place)
+        return self.parts.complete(attention, x), state
+
+    def advance(self, state: LayerState, place: Place, started: Tensor) -> LayerState:
+        """Updates FAM from the full block at `place`; see `memory.streaming.advance_layer`."""
+        return advance_layer(self.core, state, place, started) if state.fam.shape[1] else state

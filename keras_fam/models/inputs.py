@@ -1,0 +1,56 @@
+"""What a call of a model is given: checked once, whatever it goes through."""
+
+import contextlib
+import threading
+
+from keras_fam.checks import (
+    check_document_start,
+    check_padding_mask,
+    check_stateful_batch,
+    check_token_ids,
+)
+
+_inside = threading.local()
+
+
+@contextlib.contextmanager
+def checked():
+    """Inside, inputs are taken as they are: they were checked on the way in."""
+    before = getattr(_inside, "checked", False)
+    _inside.checked = True
+    try:
+        yield
+    finally:
+        _inside.checked = before
+
+
+class ChecksInputs:
+    """A model whose inputs are checked by a call, on every way into it."""
+
+    def __call__(self, inputs, *args, **kwargs):
+        inputs = self.check_inputs(inputs, kwargs.get("training"))
+        with checked():
+            return super().__call__(inputs, *args, **kwargs)
+
+    def call(self, inputs, training=None, mask=None, **kwargs):
+        # On jax, training and prediction come here without `__call__`.
+        inputs = self.check_inputs(inputs, training)
+        with checked():
+            return super().call(inputs, training=training, mask=mask, **kwargs)
+
+    def check_inputs(self, inputs, training=None):
+        """The checked inputs of a call, and no others; see `Call arguments`."""
+        if getattr(_inside, "checked", False):
+            return inputs
+        if not isinstance(inputs, dict) or not {"token_ids", "padding_mask"} <= set(inputs):
+            return inputs
+        backbone = getattr(self, "backbone", self)
+        ids = check_token_ids(inputs["token_ids"], backbone.vocabulary_size)
+        given = {"token_ids": ids, "padding_mask": check_padding_mask(inputs["padding_mask"], ids)}
+        if backbone.carried_state is not None:
+            # Ones of the kind that the token ids are, an array or a tensor: Keras refuses a mixture.
+            start = inputs.get("document_start", ids[:, 0] * 0 + 1)
+            given["document_start"] = check_document_start(start, ids)
+            if training:
+                check_stateful_batch(ids, backbone.stateful_batch_size, backbone.block_size)
+        return given
