@@ -7,8 +7,9 @@ from helpers.gradients import loss_and_gradients
 from helpers.models import fam_backbone, forward, inputs, numpy, token_ids
 from keras import ops
 
-from keras_fam import kernels
-from keras_fam.layers import decoder_block
+from keras_fam.backend import kernels
+from keras_fam.backend.kernels import Scoring
+from keras_fam.memory import sequence
 
 # queries, keys, query heads, key heads; the last are enough scores for jax's CPU to take one head at a time.
 SHAPES = [(1, 5, 4, 4), (6, 9, 4, 2), (7, 9, 3, 1), (256, 520, 4, 2)]
@@ -23,20 +24,23 @@ def arrays(queries, keys, heads, key_heads, batch=2, head_dim=6):
     return query, key, value, mask
 
 
-def plain(query, key, value, mask, soft_cap):
+def plain(query, key, value, mask, soft_cap, bias=0.0):
     groups = query.shape[2] // key.shape[2]
     key, value = (np.repeat(x, groups, axis=2) for x in (key, value))
     scores = 0.3 * np.einsum("bthc,bshc->bhts", query, key)
     if soft_cap is not None:
         scores = np.tanh(scores / soft_cap) * soft_cap
+    scores = scores + bias
     weights = np.where(mask[:, None], np.exp(scores - scores.max()), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
     return np.einsum("bhts,bshc->bthc", weights / np.where(total, total, 1.0), value)
 
 
-def attend(query, key, value, mask, soft_cap, dtype="float32"):
+def attend(query, key, value, mask, soft_cap, dtype="float32", bias=None):
     tensors = [ops.convert_to_tensor(x, dtype) for x in (query, key, value)]
-    return numpy(ops.cast(kernels.attend(*tensors, ops.convert_to_tensor(mask), 0.3, soft_cap), "float32"))
+    bias = None if bias is None else ops.convert_to_tensor(bias, "float32")
+    made = kernels.attend(*tensors, ops.convert_to_tensor(mask), Scoring(0.3, soft_cap), key_bias=bias)
+    return numpy(ops.cast(made, "float32"))
 
 
 @pytest.mark.parametrize("soft_cap", [None, 2.0])
@@ -49,6 +53,10 @@ def test_attend_is_plain_attention(shape, soft_cap):
     # Values of another size than keys.
     made = attend(query, key, value[..., :4], mask, soft_cap)
     np.testing.assert_allclose(made, plain(query, key, value[..., :4], mask, soft_cap), rtol=1e-5, atol=1e-5)
+    # A gate: something added to the scores of some keys.
+    bias = np.random.default_rng(2).standard_normal(key.shape[1])
+    made = attend(query, key, value, mask, soft_cap, bias=bias)
+    np.testing.assert_allclose(made, plain(query, key, value, mask, soft_cap, bias), rtol=1e-5, atol=1e-5)
     # One mask for all rows.
     made = attend(query, key, value, mask[:1], soft_cap)
     np.testing.assert_allclose(made, plain(query, key, value, mask[[0, 0]], soft_cap), rtol=1e-5, atol=1e-5)
@@ -78,7 +86,11 @@ def test_one_token_turned_for_every_block_is_plain_attention(heads, key_heads, f
             *(x[:, part] for part in (slice(blocks * size), slice(blocks * size, None)) for x in (key, value)),
         )
     )
-    made = kernels.attend_once(queries, parts[:2], parts[2:], ops.convert_to_tensor(mask), 0.3, soft_cap)
+    bias = np.random.default_rng(2).standard_normal(mask.shape[2])
+    scoring, bias_tensor = Scoring(0.3, soft_cap), ops.convert_to_tensor(bias, "float32")
+    made = kernels.attend_once(queries, parts[:2], parts[2:], ops.convert_to_tensor(mask), scoring, bias_tensor)
+    np.testing.assert_allclose(numpy(made), plain(query, turned_key, value, mask, soft_cap, bias), rtol=1e-5, atol=1e-5)
+    made = kernels.attend_once(queries, parts[:2], parts[2:], ops.convert_to_tensor(mask), scoring)
     np.testing.assert_allclose(numpy(made), plain(query, turned_key, value, mask, soft_cap), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(numpy(made)[1], 0.0)
 
@@ -96,14 +108,15 @@ def test_models_do_not_see_which_way_was_taken(family, monkeypatch):
         return forward(backbone, ids, mask), gradients
 
     monkeypatch.setattr(kernels, "SCORES_FOR_SINGLE_HEADS", 0)  # jax: one head at a time, however few scores
-    monkeypatch.setattr(decoder_block, "TOKENS_AT_ONCE", 5)  # jax, torch: in parts, one padded
+    monkeypatch.setattr(sequence, "TOKENS_AT_ONCE", 5)  # jax, torch: in parts, one padded
     fast, fast_gradients = run()
 
-    def attend_plainly(query, key, value, mask, scale, soft_cap=None, dropout=0.0, seed=None):
-        return kernels.weigh(kernels.attention_scores(query, key, scale, soft_cap), value, mask, dropout, seed)
+    def attend_plainly(query, key, value, mask, scoring, seed=None, key_bias=None):
+        scores, bias = kernels.attention_scores(query, key, scoring), kernels._bias(mask, "float32", key_bias)
+        return kernels._zeros_where_blind(kernels._weigh(scores, value, bias, scoring, seed), mask)
 
-    monkeypatch.setattr("keras_fam.layers.attention.attend", attend_plainly)
-    monkeypatch.setattr(decoder_block, "TOKENS_AT_ONCE", 4096)
+    monkeypatch.setattr("keras_fam.memory.parts.attend", attend_plainly)
+    monkeypatch.setattr(sequence, "TOKENS_AT_ONCE", 4096)
     slow, slow_gradients = run()
     np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=1e-5)
     assert fast_gradients.keys() == slow_gradients.keys()

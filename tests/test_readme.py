@@ -11,7 +11,9 @@ import pytest
 from helpers.presets import gpt2_preset
 
 import keras_fam
-from keras_fam.layers import carried_state, positions, state_passing
+from keras_fam.families import Family
+from keras_fam.layers import decoder_layer, positions
+from keras_fam.training import carried_state, state_passing
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 
@@ -41,6 +43,7 @@ def test_snippets(tmp_path, monkeypatch):
 def examples():
     public = [getattr(keras_fam, name) for name in keras_fam.__all__ if name[0] != "_"]
     public += [positions.LearnedPlaces, state_passing.RandomStatePassing, carried_state.CarriedState]
+    public += [decoder_layer.FAMDecoderLayer]
     for item in public:
         owner = inspect.getdoc(item) or ""
         for code in re.findall(r"```python\n(.*?)```", owner, re.DOTALL):
@@ -53,10 +56,19 @@ def test_docstring_example(code, tmp_path, monkeypatch):
     if "from_preset(" in code:
         code = code.replace("gpt2_base_en", str(gpt2_preset(tmp_path / "gpt2", max_sequence_length=256)))
         code = code.replace("random_state_passing=0.8", "random_state_passing=0.8, block_size=8, fam_length=4")
-    stock = keras_hub.models.GPT2Backbone(
-        vocabulary_size=50, num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=8, max_sequence_length=16
-    )
-    lm = keras_fam.FAMCausalLM(keras_fam.FAMBackbone(stock, block_size=4, memory_segments=1, fam_length=2))
+
+    def gpt2(dim, length):
+        return keras_hub.models.GPT2Backbone(
+            vocabulary_size=50,
+            num_layers=1,
+            num_heads=2,
+            hidden_dim=dim,
+            intermediate_dim=8,
+            max_sequence_length=length,
+        )
+
+    stock = gpt2(16, 64)
+    lm = keras_fam.FAMCausalLM(keras_fam.FAMBackbone(gpt2(8, 16), block_size=4, memory_segments=1, fam_length=2))
     names = {
         "keras": keras,
         "keras_fam": keras_fam,
@@ -65,7 +77,8 @@ def test_docstring_example(code, tmp_path, monkeypatch):
         "lm": lm,
         "state": lm.initial_state(2),
         "texts": ["the quick brown fox"] * 2,
-        "MyFamily": type("MyFamily", (), {"backbone_cls": type("MyBackbone", (), {})}),
+        "stock": stock,
+        "MyFamily": type("MyFamily", (Family,), {"backbone_cls": type("MyBackbone", (), {})}),
         "RandomStatePassing": state_passing.RandomStatePassing,
         "LearnedPlaces": positions.LearnedPlaces,
         "CarriedState": carried_state.CarriedState,
