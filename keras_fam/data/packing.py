@@ -11,7 +11,6 @@ from keras_fam.data.checks import (
     check_ids,
     check_iterable,
     check_loss_weight,
-    check_size,
     to_array,
 )
 from keras_fam.types import Tensor
@@ -88,8 +87,7 @@ def pack(
         `[rows, length]`, 0 on padding and on each example's last token.
 
     Raises:
-        TypeError, ValueError: no examples, an empty one, or arrays of another dtype, shape or range; rows of more than
-            2**31 - 1 tokens together.
+        TypeError, ValueError: no examples, an empty one, or arrays of another dtype, shape or range.
 
     Example:
 
@@ -115,7 +113,6 @@ def pack(
         starts.append(end + room if len(token_ids) > room else end)
         end = starts[-1] + len(token_ids)
     rows = -(-end // length)
-    check_size(rows=rows, length=length)
     token_ids, padding_mask, targets = (np.zeros(rows * length, "int32") for _ in range(3))
     weights = np.zeros(rows * length, "float32")
     for start, (ids, example_weights) in zip(starts, examples):
