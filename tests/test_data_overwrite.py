@@ -223,6 +223,23 @@ def test_streams_of_several_keys(num_keys, key_length, room, seed, restart, rest
             assert weights[row].sum() == len(questions) * key_length > 0
 
 
+@settings(max_examples=20, deadline=None)
+@given(**SIZES, index=st.integers(1, 9))
+def test_filler_goes_on_from_batch_to_batch(num_keys, key_length, room, seed, index):
+    """Without noise the filler goes round its sentence, and on in the next batch, unless a key is stated there."""
+    task = make(num_keys, key_length, room, noise=0.0)
+    stream = task.stream(5, 2, 0.1, seed, restate=0.4)
+    phases = []
+    for ids in (stream[index - 1][0]["token_ids"], stream[index][0]["token_ids"]):
+        filler = ids >= task.filler_ids[0]
+        places = (index - 1 + len(phases)) * ids.shape[1] + np.arange(ids.shape[1])
+        rounds = (ids - task.filler_ids[0] - places) % task.filler_length
+        assert all(len(set(row[found])) <= 1 for row, found in zip(rounds, filler))
+        phases.append([row[found][0] if found.any() else None for row, found in zip(rounds, filler)])
+    for before, after, row in zip(*phases, ids):
+        assert np.isin(row, task.key_ids).any() or None in (before, after) or before == after
+
+
 def test_a_random_key_is_stated_anew():
     task = PassKeyTask(12, key_length=1, num_keys=2)
     ids = task.stream(400, 1, 0.0, 0, restate=1.0)[3][0]["token_ids"]
