@@ -45,7 +45,8 @@ class DocumentStream(keras.utils.PyDataset):
         batch_size: int, rows.
         sequence_length: int, tokens per row and batch, L. A batch has at most 2**31 - 1 tokens.
         seed: int, draws the order of documents and the split, or None for the order given.
-        start_token_id, end_token_id: int, put in front of and behind every document, or None.
+        start_token_id: int, put in front of every document, or None.
+        end_token_id: int, put behind every document, or None.
         chunk_size: int, characters that are read at once. Only a word of at least this length may be cut between two
             pieces.
         shuffle: bool, whether each row reads its documents in another random order in every epoch. None for whether
@@ -125,8 +126,14 @@ class DocumentStream(keras.utils.PyDataset):
         """The two subsets of one corpus: for `fit(training, validation_data=validation, shuffle=False)`.
 
         Args:
-            paths, tokenizer, batch_size, sequence_length, validation_split, seed: see `DocumentStream`.
-            options: its other arguments. `shuffle` is for training alone: validation keeps the order given.
+            paths: see `DocumentStream`, as are the others.
+            tokenizer: a tokenizer.
+            batch_size: int.
+            sequence_length: int.
+            validation_split: float in (0, 1).
+            seed: int, or None.
+            options: `start_token_id`, `end_token_id`, `chunk_size` and `shuffle`. The last is for training alone:
+                validation keeps the order given.
 
         Returns:
             `(training, validation)`.
