@@ -1,18 +1,15 @@
 """The whole memory of a stream: one structure of arrays of fixed size, that goes into a call and comes out of it."""
 
-import json
 import os
-import uuid
 from typing import NamedTuple
 
 import keras
-import ml_dtypes
-import numpy as np
 from keras import ops
 
+from keras_fam.files import state_file
+from keras_fam.files.atomic import atomic_write
+from keras_fam.files.checks import in_words
 from keras_fam.types import Tensor
-
-FORMAT = "keras_fam.StreamState/1"
 
 
 class LayerState(NamedTuple):
@@ -97,6 +94,7 @@ def save_state(path: str | os.PathLike, state: StreamState) -> None:
 
     Raises:
         TypeError: `state` is no `StreamState`.
+        ValueError: `state` holds NaN or infinity, or arrays that do not fit each other.
 
     Example:
 
@@ -108,15 +106,9 @@ def save_state(path: str | os.PathLike, state: StreamState) -> None:
     if not isinstance(state, StreamState):
         raise TypeError(f"`state` must be a StreamState. Received: state of type {type(state).__name__}.")
     _check_parts(state)
-    arrays, dtypes = {}, {}
-    for name, array in _named_arrays(state):
-        array = ops.convert_to_numpy(array)
-        dtypes[name] = array.dtype.name
-        # NumPy's file format does not know bfloat16: store its bits.
-        arrays[name] = array.view(np.uint16) if array.dtype == ml_dtypes.bfloat16 else array
-    header = {"format": FORMAT, "layers": len(state.layers), "dtypes": dtypes}
+    arrays = {name: ops.convert_to_numpy(array) for name, array in _named_arrays(state)}
     with atomic_write(path) as file:
-        np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+        state_file.write(file, arrays, len(state.layers))
 
 
 def load_state(path: str | os.PathLike) -> StreamState:
@@ -130,31 +122,15 @@ def load_state(path: str | os.PathLike) -> StreamState:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is truncated or holds no state.
+        ValueError: the file is truncated, damaged or holds no state; NaN and infinity are refused too.
     """
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"`path` must be an existing state file. Received: path={str(path)!r}.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            header = json.loads(file["header"].tobytes().decode())
-            if header["format"] != FORMAT:
-                raise ValueError(f"format {header['format']!r}")
-            arrays = {name: file[name] for name in header["dtypes"]}
-        layers = tuple(
-            LayerState(*(_tensor(arrays, header, f"layers/{index}/{field}") for field in LayerState._fields))
-            for index in range(header["layers"])
-        )
-        return StreamState(layers, *(_tensor(arrays, header, field) for field in StreamState._fields[1:]))
-    except Exception as error:  # A damaged zip file can raise nearly anything.
-        raise ValueError(
-            f"`path` must be a complete file written by `save_state`. Received: path={str(path)!r}, which is truncated "
-            f"or no state file ({type(error).__name__}: {error})."
-        ) from error
-
-
-def _tensor(arrays, header, name):
-    array, dtype = arrays[name], header["dtypes"][name]
-    return ops.convert_to_tensor(array.view(ml_dtypes.bfloat16) if dtype == "bfloat16" else array, dtype=dtype)
+    with in_words("path", path, "save_state"), open(path, "rb") as file:
+        arrays, layers = state_file.read(file, os.fstat(file.fileno()).st_size)
+    tensors = {name: ops.convert_to_tensor(array, dtype=array.dtype.name) for name, array in arrays.items()}
+    return StreamState(
+        tuple(LayerState(*(tensors[f"layers/{i}/{field}"] for field in LayerState._fields)) for i in range(layers)),
+        *(tensors[field] for field in StreamState._fields[1:]),
+    )
 
 
 def _check_parts(state):
@@ -164,29 +140,6 @@ def _check_parts(state):
     for name, array in _named_arrays(state):
         if not hasattr(array, "shape") or not hasattr(array, "dtype"):
             raise TypeError(f"`state` must hold arrays. Received: {name} of type {type(array).__name__}.")
-
-
-class atomic_write:
-    """Context manager: a binary file that takes `path`'s place only when it is complete."""
-
-    def __init__(self, path):
-        self.path = os.path.abspath(os.fspath(path))
-
-    def __enter__(self):
-        folder, name = os.path.split(self.path)
-        # Not `tempfile`, whose files only their owner may read.
-        self.temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
-        self.file = open(self.temporary, "xb")
-        return self.file
-
-    def __exit__(self, error_type, error, traceback):
-        try:
-            self.file.close()
-            if error_type is None:
-                os.replace(self.temporary, self.path)
-        finally:
-            if os.path.exists(self.temporary):
-                os.unlink(self.temporary)
 
 
 def _named_arrays(state):

@@ -1,19 +1,36 @@
 """Presets: stock ones get memory while they load, saved FAM presets load as they are."""
 
+import functools
 import inspect
 import os
-import shutil
-import tempfile
-import uuid
 
 import keras_hub
 from keras_hub.src.utils.preset_utils import get_preset_loader
 
 from keras_fam.checks import check_keywords
 from keras_fam.families import family_of
+from keras_fam.files.atomic import atomic_write
+from keras_fam.files.folders import read_folder, replace_folder
 from keras_fam.models.memory import MEMORY_ARGUMENTS, check_memory
 
+# What a save writes as a whole: none of it is kept beside a newer one. Tokenizers and a user's own files are.
+_SUPERSEDED = (
+    *("config.json", "metadata.json", "task.json", "task.weights.h5", "model.weights.h5", "model.weights.json"),
+    "model_[0-9][0-9][0-9][0-9][0-9].weights.h5",
+)
 
+
+def _of_one_save(load):
+    """Reads all files of one save, even if the preset's folder is replaced meanwhile."""
+
+    @functools.wraps(load)
+    def read(cls, load_saved, preset, *arguments):
+        return read_folder(preset, lambda: load(cls, load_saved, preset, *arguments))
+
+    return read
+
+
+@_of_one_save
 def load_backbone(cls, load_saved, preset, load_weights, arguments):
     """`FAMBackbone.from_preset`: see there. `load_saved` is KerasHub's own `from_preset`."""
     memory, rest = _split(arguments)
@@ -26,6 +43,7 @@ def load_backbone(cls, load_saved, preset, load_weights, arguments):
     return cls(stock, **memory)
 
 
+@_of_one_save
 def load_task(cls, load_saved, preset, load_weights, arguments):
     """`FAMCausalLM.from_preset`: see there. `load_saved` is KerasHub's own `from_preset`."""
     memory, rest = _split(arguments)
@@ -42,29 +60,19 @@ def load_task(cls, load_saved, preset, load_weights, arguments):
 
 
 def save_preset(save, preset_dir, max_shard_size):
-    """Saves into a new folder beside `preset_dir` and only then moves it there, file by file if the folder exists.
+    """Saves into a new folder beside `preset_dir`, which then takes its place in one step.
 
     Args:
         save: callable `(preset_dir, max_shard_size=...)`.
-        preset_dir: str or path-like.
+        preset_dir: str or path-like. Other files in it are kept, a tokenizer too.
         max_shard_size: see `keras_hub.models.Backbone.save_to_preset`.
+
+    Raises:
+        ValueError: `preset_dir` is a file.
     """
-    preset_dir = os.path.abspath(os.fspath(preset_dir))
-    os.makedirs(os.path.dirname(preset_dir), exist_ok=True)
-    complete = tempfile.mkdtemp(dir=os.path.dirname(preset_dir), prefix=f".{os.path.basename(preset_dir)}.")
-    try:
-        save(complete, max_shard_size=max_shard_size)
-        os.chmod(complete, 0o755)
-        if not os.path.exists(preset_dir):
-            os.rename(complete, preset_dir)
-            return
-        for folder, _, files in os.walk(complete):
-            target = os.path.join(preset_dir, os.path.relpath(folder, complete))
-            os.makedirs(target, exist_ok=True)
-            for file in files:
-                os.replace(os.path.join(folder, file), os.path.join(target, file))
-    finally:
-        shutil.rmtree(complete, ignore_errors=True)
+    if os.path.exists(preset_dir) and not os.path.isdir(preset_dir):
+        raise ValueError(f"`preset_dir` must be a folder, or new. Received: preset_dir={str(preset_dir)!r}, a file.")
+    replace_folder(preset_dir, functools.partial(save, max_shard_size=max_shard_size), _SUPERSEDED)
 
 
 class SavesWhole:
@@ -75,14 +83,8 @@ class SavesWhole:
         path = str(filepath)
         if not path.endswith(".keras") or "://" in path or (os.path.exists(path) and not overwrite):
             return super().save(filepath, overwrite=overwrite, **kwargs)
-        folder, name = os.path.split(os.path.abspath(path))
-        temporary = os.path.join(folder, f".{uuid.uuid4().hex}.{name}")
-        try:
-            super().save(temporary, **kwargs)
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+        with atomic_write(path) as file:
+            super().save(file.name, **kwargs)
 
 
 def _inspect(fam_cls, preset, memory):
