@@ -115,13 +115,14 @@ def sync_folder(folder):
     """Waits until what was renamed in a folder is on the disk, where the system can say so."""
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError:  # Some network drives cannot.
         pass
-    finally:
-        os.close(descriptor)
 
 
 def _lock(descriptor, wait):

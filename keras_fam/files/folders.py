@@ -4,6 +4,7 @@ Linux and macOS can exchange two folders. Elsewhere the old one is moved away fi
 new one stands in its place, the next reader or writer puts it there.
 """
 
+import contextlib
 import ctypes
 import errno
 import fnmatch
@@ -55,7 +56,8 @@ def replace_folder(path, fill, superseded=()):
         old = _take_place(complete, path)
         sync_folder(os.path.dirname(path))
         if old is not None:
-            _keep(old, path, superseded)  # What was put there meanwhile.
+            with contextlib.suppress(FileNotFoundError):  # Another save removes it already.
+                _keep(old, path, superseded)  # What was put there meanwhile.
             remove(old)
     finally:
         remove(complete)

@@ -127,6 +127,8 @@ def _check_header(header, members):
     for key in ("dtypes", "shapes"):
         if key in header and (not isinstance(header[key], dict) or set(header[key]) != expected):
             raise ValueError(f"the header's {key} are not those of {layers} layers")
+    if not all(isinstance(shape, list) for shape in header.get("shapes", {}).values()):
+        raise ValueError("the header's shapes are none")
     if set(members) != expected:
         raise ValueError(f"the file does not hold the arrays of {layers} layers")
     if not all(isinstance(dtype, str) and dtype in _STORED for dtype in header["dtypes"].values()):

@@ -91,7 +91,7 @@ class LoRAWeights:
         """Every stored variable must be one that this model trains, or will train once LoRA is enabled."""
         expected, unknown = {}, set(names)
         for layer in self._flatten_layers(include_self=False):
-            if layer.name in names and hasattr(layer, "enable_lora") and layer.weights:
+            if layer.name in names and hasattr(layer, "enable_lora") and hasattr(layer, "kernel"):
                 unknown.discard(layer.name)
                 shape, path = tuple(layer.kernel.shape), layer.path
                 rank = values[f"{path}/lora_kernel_b"].shape[0] if f"{path}/lora_kernel_b" in values else 0
