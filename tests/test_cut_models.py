@@ -51,3 +51,10 @@ def test_keras_hub_s_llama_layer_has_no_configuration():
     """Then a converted layer could be described by the stock layer's configuration instead of its parts."""
     with pytest.raises(AttributeError):
         LlamaTransformerDecoder(intermediate_dim=8, num_query_heads=2, num_key_value_heads=1).get_config()
+
+
+def test_keras_hub_s_norms_of_gemma_have_no_configuration():
+    """Then `parts_config._layer_to_config` can go."""
+    norm = fam_backbone("gemma").transformer_layers[0].parts.pre_attention_norm
+    with pytest.raises(NotImplementedError):
+        norm.get_config()

@@ -7,12 +7,12 @@ import tracemalloc
 import keras
 import numpy as np
 import pytest
-from helpers.order import OrderSpy, order_of
 from helpers.data_streams import documents, equal, letters, write
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from helpers.order import OrderSpy, order_of
 from helpers.presets import gemma_tokenizer, gpt2_tokenizer
 from helpers.refusals import refused
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from keras_fam.data import DocumentStream, tokenizing
 from keras_fam.data.tokenizing import read_pieces

@@ -6,11 +6,11 @@ import random
 import keras
 import numpy as np
 import pytest
-from helpers.order import OrderSpy, order_of
 from helpers.data_streams import documents, equal, letters, write
+from helpers.order import OrderSpy, order_of
+from helpers.refusals import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from helpers.refusals import refused
 
 from keras_fam.data import DocumentStream
 

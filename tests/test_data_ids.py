@@ -3,8 +3,8 @@
 import keras_hub
 import numpy as np
 import pytest
-from keras import ops
 from helpers.refusals import refused
+from keras import ops
 
 from keras_fam.data import DocumentStream, PassKeyScores, PassKeyTask, pack, passkey_text, repeat_random_segment
 

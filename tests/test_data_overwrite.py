@@ -8,9 +8,9 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+from helpers.refusals import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from helpers.refusals import refused
 
 import keras_fam
 from keras_fam.data import PassKeyBlock, PassKeyScore, PassKeyScores, PassKeyTask

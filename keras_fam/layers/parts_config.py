@@ -21,13 +21,24 @@ def parts_to_config(parts: DecoderParts) -> dict:
     """
     config = {field.name: getattr(parts, field.name) for field in fields(parts)}
     for name, part in parts.layers().items():
-        config[name] = {"layer": keras.saving.serialize_keras_object(part), "path": part.path}
-        config[name]["layer"].pop("build_config", None)
+        config[name] = {"layer": _layer_to_config(part), "path": part.path}
     if parts.activation is not None:
         config["activation"] = keras.activations.serialize(parts.activation)
     config["hidden_dim"] = parts.hidden_dim
     if parts.up is not None:
         config["intermediate_dim"] = int(parts.up.compute_output_shape((1, 1, config["hidden_dim"]))[-1])
+    return config
+
+
+def _layer_to_config(part):
+    try:
+        config = keras.saving.serialize_keras_object(part)
+    except NotImplementedError:
+        # KerasHub's norms of Gemma have no configuration of their own (keras-hub 0.32). They have an epsilon.
+        own = {"name": part.name, "trainable": part.trainable, "dtype": part.dtype_policy.name, "epsilon": part.epsilon}
+        config = {"module": type(part).__module__, "class_name": type(part).__name__, "config": own}
+        config["registered_name"] = type(part).__name__
+    config.pop("build_config", None)
     return config
 
 
