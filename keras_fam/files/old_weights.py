@@ -16,6 +16,7 @@ _PARTS = {
     "attention/output_dense": "output",
     "ffw_linear": "down",
 }
+_NORMS = ("pre_attention_norm", "post_attention_norm", "pre_ffw_norm", "post_ffw_norm")
 
 
 @contextlib.contextmanager
@@ -50,8 +51,9 @@ def _old_groups(path):
 
 def _rename(layer):
     gated = "ffw_gating_2" in layer
-    for old, new in {**_PARTS, "ffw_gating": "gate" if gated else "up", "ffw_gating_2": "up"}.items():
+    names = {**_PARTS, "ffw_gating": "gate" if gated else "up", "ffw_gating_2": "up", **{name: name for name in _NORMS}}
+    for old, new in names.items():
         if old in layer:
-            layer.move(old, new)
+            layer.move(old, f"part_{new}")
     if "vars" in layer:  # What a training run left; it went by a number and not by a name.
         del layer["vars"]

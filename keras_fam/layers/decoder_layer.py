@@ -65,8 +65,8 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, keras.layers.Layer):
 
     def __init__(self, parts: DecoderParts, options: MemoryOptions, **kwargs):
         self._init(options, **kwargs)
-        for name, part in parts.layers().items():
-            setattr(self, name, part)
+        for name, part in parts.layers().items():  # Tracked, and saved, under these names.
+            setattr(self, f"part_{name}", part)
         self.parts = parts
         self.build(None)
         self.built = True

@@ -1,5 +1,6 @@
 """`DecoderParts` as a configuration and back: each sublayer by its own, built again under its own name."""
 
+import contextlib
 from dataclasses import fields
 
 import keras
@@ -54,7 +55,9 @@ def parts_from_config(config: dict) -> DecoderParts:
             shape = (None, None, config[_HEADS[name]], config["head_dim"])
         else:
             shape = (None, None, wide if name == "down" else dim)
-        with keras.name_scope(value["path"].rpartition("/")[0] or layer.name):
+        with contextlib.ExitStack() as scopes:
+            for scope in (value["path"] or "").split("/")[:-1]:
+                scopes.enter_context(keras.name_scope(scope))
             if not layer.built:
                 layer.build(shape)
         config[name] = layer
