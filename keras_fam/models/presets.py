@@ -52,19 +52,17 @@ def load_task(cls, load_saved, preset, load_weights, arguments):
     loader, stock_cls = _find(cls.backbone_cls, preset)
     if stock_cls is None:
         _check_agreement(loader.config["config"], memory)
-        if not memory:
-            return load_saved(preset, load_weights, **rest)
+        if memory:
+            dtype = {name: rest.pop(name) for name in ("dtype",) if name in rest}
+            rest["backbone"] = cls.backbone_cls.from_preset(preset, load_weights, **memory, **dtype)
+        return load_saved(preset, load_weights, **rest)
     check_keywords(rest, (*MEMORY_ARGUMENTS, "dtype", "preprocessor", "compile", "name", "trainable"))
+    _check_options(cls.backbone_cls, stock_cls, loader, memory)
     backbone_arguments = {"dtype": rest.pop("dtype")} if "dtype" in rest else {}
-    if stock_cls is None:
-        backbone = cls.backbone_cls.from_preset(preset, load_weights, **memory, **backbone_arguments)
-    else:
-        _check_options(cls.backbone_cls, stock_cls, loader, memory)
-        stock = stock_cls.from_preset(preset, load_weights=load_weights, **backbone_arguments)
-        backbone = cls.backbone_cls(stock, **memory)
+    stock = stock_cls.from_preset(preset, load_weights=load_weights, **backbone_arguments)
     if "preprocessor" not in rest:
         rest["preprocessor"] = keras_hub.models.CausalLMPreprocessor.from_preset(preset)
-    return cls(backbone, **rest)
+    return cls(cls.backbone_cls(stock, **memory), **rest)
 
 
 def save_preset(save, preset_dir, max_shard_size):
