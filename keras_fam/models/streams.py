@@ -1,6 +1,5 @@
 """Streams of unlimited length through a whole model, block after block, in memory of fixed size."""
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -22,6 +21,7 @@ from keras_fam.memory.state import (
     empty_state,
     position_after,
     started_after,
+    state_spec,
 )
 from keras_fam.memory.streaming import Place, block_valid, with_short_rings
 from keras_fam.types import Tensor
@@ -106,20 +106,8 @@ class Streams:
     def state_spec(self, batch_size):
         """`StreamState` of `KerasTensor`: shapes and dtypes of a state of this model."""
         sinks = 0 if self.sink_token_id is None else 1
-        layers = []
-        for layer in self.transformer_layers:
-            parts, dtype = layer.parts, layer.compute_dtype
-            heads = (parts.num_key_value_heads, parts.head_dim)
-            fam = keras.KerasTensor((batch_size, self.fam_length, self.hidden_dim), parts.fam_dtype)
-            seen = keras.KerasTensor((batch_size, sinks + self.fam_length, *heads), dtype)
-            ring = keras.KerasTensor((batch_size, layer.ring_slots, *heads), dtype)
-            layers.append(LayerState(fam, seen, seen, ring, ring))
-        return StreamState(
-            tuple(layers),
-            keras.KerasTensor((batch_size, self.options.slots), "bool"),
-            keras.KerasTensor((batch_size,), "bool"),
-            keras.KerasTensor((batch_size,), "int32"),
-        )
+        layers = [layer.layer_spec(batch_size, self.fam_length, sinks) for layer in self.transformer_layers]
+        return state_spec(tuple(layers), batch_size, self.options.slots)
 
     def begin(self, batch_size):
         """`initial_state` inside a compiled function."""
