@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_fam.backend.buffers import cut, join, to_host, write
-from keras_fam.backend.compiled import compile_inference
+from keras_fam.backend.compiled import CompiledFunctions
 from keras_fam.checks import check_integer, check_layer_call, check_stream_mask
 from keras_fam.memory.options import position_period
 from keras_fam.memory.sequence import lift_prompt
@@ -45,7 +45,7 @@ def spans(length: int, place: int, block_size: int) -> list[tuple[int, int]]:
     return cuts
 
 
-class StreamsAlone:
+class StreamsAlone(CompiledFunctions):
     """The streaming methods of `FAMDecoderLayer`."""
 
     # === For one layer of a model of your own ===
@@ -65,7 +65,7 @@ class StreamsAlone:
         batch_size = check_integer("batch_size", batch_size, 1)
         if fam is None:
             fam = ops.zeros((1, 0, self.parts.hidden_dim), self.compute_dtype)
-        layer = self._inference("begin", self.begin_stream)(fam, sink, batch_size=batch_size)
+        layer = self.inference("begin", self.begin_stream)(fam, sink, batch_size=batch_size)
         return empty_state((layer,), batch_size, self.options.slots)
 
     def lift_prompt(self, fam: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class StreamsAlone:
         check_state(state, state_spec(layers, x.shape[0], self.options.slots))
         mask = check_stream_mask(inputs_mask, x.shape[:2])
         position = int(to_host(state.position)[0][0])
-        compiled, outputs = self._inference("chunk", self._read_chunk), []
+        compiled, outputs = self.inference("chunk", self._read_chunk), []
         for start, stop in spans(x.shape[1], position % self.options.block_size, self.options.block_size):
             last = (position + stop) % self.options.block_size == 0
             output, state = compiled(cut(x, start, stop), cut(mask, start, stop), state, last=last)
@@ -122,12 +122,6 @@ class StreamsAlone:
         period = position_period([slots(self.core), self.options.slots], None)
         position = position_after(state.position, x.shape[1], period)
         return x, StreamState((layer,), place.valid, started, position)
-
-    def _inference(self, name, function):
-        key = (name, len(self.variables), self.dtype_policy.name)
-        if key not in self._compiled:
-            self._compiled[key] = compile_inference(self, function)
-        return self._compiled[key]
 
     # === For one of a model's layers, whose place and padding are the model's ===
 

@@ -1,11 +1,13 @@
 """A KerasHub backbone with working memory."""
 
+import functools
 from collections.abc import Callable
 
 import keras
 import keras_hub
 from keras import ops
 
+from keras_fam.backend.compiled import CompiledModel
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
 from keras_fam.checks import check_keywords, check_probability
 from keras_fam.families import family_of
@@ -15,6 +17,7 @@ from keras_fam.layers.prompt import FAMPrompt
 from keras_fam.memory.options import MEMORY_ARGUMENTS, ModelOptions, position_period
 from keras_fam.models.inputs import ChecksInputs
 from keras_fam.models.lora import LoRAWeights
+from keras_fam.models.lora_checkpoint import LoRACheckpoint, merged_alone
 from keras_fam.models.presets import SavesWhole, load_backbone, save_preset
 from keras_fam.models.streams import Streams
 from keras_fam.training.carried_state import CarriedState
@@ -23,7 +26,7 @@ from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FAMBackbone(ChecksInputs, SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
+class FAMBackbone(CompiledModel, ChecksInputs, SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
     """A stock KerasHub backbone, attending in blocks and with Feedback Attention Memory in every layer.
 
     The backbone's own layers and variables are taken over, under their own names and paths; none is copied. The only
@@ -147,6 +150,7 @@ class FAMBackbone(ChecksInputs, SavesWhole, LoRAWeights, Streams, keras_hub.mode
         self.hidden_dim = backbone.hidden_dim
         self.num_layers = backbone.num_layers
         self._compiled = {}
+        self._lora_checkpoint = LoRACheckpoint(functools.partial(self._flatten_layers, include_self=False))
 
     def _add_memory(self, options, backbone):
         """The layers that only a model with memory has."""
@@ -292,7 +296,8 @@ class FAMBackbone(ChecksInputs, SavesWhole, LoRAWeights, Streams, keras_hub.mode
 
     def save_to_preset(self, preset_dir: str, max_shard_size: float | None = 10) -> None:
         """Saves a preset that `from_preset` loads; a folder that was there before stays whole until it is replaced."""
-        save_preset(super().save_to_preset, preset_dir, max_shard_size)
+        with merged_alone():
+            save_preset(super().save_to_preset, preset_dir, max_shard_size)
 
 
 def _config_of(backbone):

@@ -4,7 +4,6 @@ import numpy as np
 from keras import ops
 
 from keras_fam.backend.buffers import join, to_host, write
-from keras_fam.backend.compiled import compile_inference
 from keras_fam.checks import (
     check_ids_shape,
     check_integer,
@@ -40,7 +39,7 @@ class Streams:
             `keras_fam.StreamState`, of fixed size: nothing in it grows with the text.
         """
         batch_size = check_integer("batch_size", batch_size, 1)
-        return self._inference("initial_state", self.begin)(batch_size=batch_size)
+        return self.inference("initial_state", self.begin)(batch_size=batch_size)
 
     def stream(self, inputs: Tensor | dict[str, Tensor], state: StreamState) -> tuple[Tensor, StreamState]:
         """Reads a chunk of any length into a stream's memory.
@@ -58,7 +57,7 @@ class Streams:
             TypeError, ValueError: token ids of the wrong rank or dtype, empty or out of vocabulary; a mask of another
                 shape; a state of another model, batch size or dtype.
         """
-        return self.stream_pieces(inputs, state, self._inference("piece", self.piece))
+        return self.stream_pieces(inputs, state, self.inference("piece", self.piece))
 
     def stream_pieces(self, inputs, state, piece):
         """`piece(token_ids, padding_mask, state, last)` over the pieces of a chunk; see `stream`."""
@@ -168,10 +167,3 @@ class Streams:
         fams, started = advance() if last is True else ops.cond(last, advance, stay)
         layers = (LayerState(*fam, *layer_state[3:]) for layer_state, fam in zip(state.layers, fams))
         return state._replace(layers=tuple(layers), started=started)
-
-    def _inference(self, name, function):
-        """`function` compiled, and compiled anew when the set of variables has changed (LoRA, quantization)."""
-        key = (name, len(self.variables), self.dtype_policy.name)
-        if key not in self._compiled:
-            self._compiled[key] = compile_inference(self, function)
-        return self._compiled[key]
