@@ -84,14 +84,14 @@ def test_a_backbone_made_by_hand_is_the_paper_s():
 
 
 def test_the_gate_is_nearly_shut(stock_preset):
-    """With the defaults FAM changes less than it does in the paper's form."""
+    """By default FAM changes less than it does in the paper's form."""
     models = [keras_fam.FAMCausalLM.from_preset(stock_preset, **SIZES, **gate) for gate in ({}, {"memory_gate": 0.0})]
     bare = keras_fam.FAMCausalLM.from_preset(stock_preset, block_size=4, memory_segments=1, fam_length=0)
     for model in models:
         model.backbone.fam_prompt.embeddings.assign(models[0].backbone.fam_prompt.embeddings)
     ids = token_ids(2, 18) % 40
     off, gated, paper = (forward(model.backbone, ids) for model in (bare, *models))
-    assert 0 < np.abs(gated - off).max() < 0.2 * np.abs(paper - off).max()
+    assert 0 < np.abs(gated - off).mean() < 0.5 * np.abs(paper - off).mean()
 
 
 def test_a_saved_preset_keeps_what_it_was_saved_with(stock_preset, tmp_path):

@@ -60,7 +60,12 @@ def load_task(cls, load_saved, preset, load_weights, arguments):
     check_keywords(rest, (*MEMORY_ARGUMENTS, "dtype", "preprocessor", "compile", "name", "trainable"))
     backbone_arguments = {"dtype": rest.pop("dtype")} if "dtype" in rest else {}
     if "preprocessor" not in rest:
-        rest["preprocessor"] = keras_hub.models.CausalLMPreprocessor.from_preset(preset)
+        preprocessor_cls = keras_hub.models.CausalLMPreprocessor
+        # KerasHub finds no preprocessor for a FAMBackbone by itself; the preset says which one it is.
+        saved = stock_cls is None
+        rest["preprocessor"] = (
+            loader.load_preprocessor(preprocessor_cls) if saved else preprocessor_cls.from_preset(preset)
+        )
     if stock_cls is None:
         backbone = cls.backbone_cls.from_preset(preset, load_weights, **memory, **backbone_arguments)
     else:
