@@ -281,8 +281,8 @@ class FAMBackbone(ChecksInputs, SavesWhole, LoRAWeights, Streams, keras_hub.mode
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "FAMBackbone":
         """Loads a saved FAM preset, or a stock preset and gives it memory.
 
-        A stock preset gets the defaults of `FAMCausalLM.from_preset`, but for the sink: a backbone has no tokenizer to say
-        which token is the start token, so `sink_token_id` is None unless it is given.
+        A stock preset gets the defaults of `FAMCausalLM.from_preset`, but for the sink: a backbone has no tokenizer to
+        say which token is the start token, so `sink_token_id` is None unless it is given.
 
         Args:
             preset: str. A KerasHub preset name, a kaggle://, hf:// or modelscope:// handle, or a local folder.
