@@ -72,6 +72,24 @@ def test_a_sink_is_the_start_token_at_a_fixed_distance(family):
     np.testing.assert_allclose(forward(backbone, ids), expected, **TOLERANCE)
 
 
+@pytest.mark.parametrize("family", SOME)
+def test_a_sink_follows_the_weights(family):
+    """Weights that were loaded or trained after the model was made count for the start token too."""
+    stock = stock_backbone(family)
+    options = dict(block_size=4, memory_segments=1, fam_length=0, sink_token_id=1)
+    backbone = keras_fam.FAMBackbone(stock, **options)
+    ids = token_ids(2, 10) % 40 + 2  # without the start token
+    before = forward(backbone, ids)
+    embeddings = stock.token_embedding.embeddings
+    values = numpy(embeddings).copy()
+    values[1] = -values[3]
+    embeddings.assign(values)
+    expected = forward(keras_fam.FAMBackbone(stock, **options), ids)
+    assert np.abs(expected - before).max() > 1e-3
+    np.testing.assert_allclose(forward(backbone, ids), expected, **TOLERANCE)
+    np.testing.assert_allclose(streamed(backbone, ids, [3, 7])[0], expected, **TOLERANCE)
+
+
 def test_a_gate_of_0_is_the_paper():
     ids = token_ids(2, 18)
     gated = fam_backbone("gemma", memory_gate=0.0)

@@ -212,7 +212,7 @@ class FAMBackbone(CompiledModel, ChecksInputs, SavesWhole, LoRAWeights, Streams,
         x = intercept(x, -1)
         if self.state_passing is not None:
             carried = {"passed": self.state_passing(x)}
-        prompts = self.start_of_memory(x)
+        prompts = self.start_of_memory(x, token_ids)
         for index, layer in enumerate(self.transformer_layers):
             outputs = layer(x, inputs_mask=padding_mask, carried=carried, **prompts)
             x, *lifted = outputs if prompts else (outputs,)
@@ -220,11 +220,15 @@ class FAMBackbone(CompiledModel, ChecksInputs, SavesWhole, LoRAWeights, Streams,
             x = intercept(x, index)
         return self.layer_norm(x)
 
-    def start_of_memory(self, x: Tensor | None = None) -> dict[str, Tensor]:
+    def start_of_memory(self, x: Tensor | None = None, token_ids: Tensor | None = None) -> dict[str, Tensor]:
         """What goes up through the layers beside the tokens.
+
+        Neither argument changes the numbers. They make prompt and start token a part of a functional model's graph, so
+        that both are computed from the weights of each call, and not once from those at the start.
 
         Args:
             x: token embeddings, or None outside of a functional model.
+            token_ids: int `[batch, length]`, or None outside of a functional model.
 
         Returns:
             dict of `"fam"`, `[1, N, d]`, the prompt as the family scales it, and of `"sink"`, `[1, 1, d]`, the start
@@ -234,7 +238,8 @@ class FAMBackbone(CompiledModel, ChecksInputs, SavesWhole, LoRAWeights, Streams,
         if self.fam_prompt is not None:
             start["fam"] = self.family.scale(self.fam_prompt(x))
         if self.options.sink_token_id is not None:
-            token = ops.full((1, 1), self.options.sink_token_id, dtype="int32")
+            token = ops.zeros((1, 1), "int32") if token_ids is None else ops.reshape(0 * ops.sum(token_ids), (1, 1))
+            token = ops.cast(token, "int32") + self.options.sink_token_id
             start["sink"] = self.family.embed(token, ops.zeros((1, 1), dtype="int32"))
         return start
 
@@ -279,6 +284,9 @@ class FAMBackbone(CompiledModel, ChecksInputs, SavesWhole, LoRAWeights, Streams,
     @classmethod
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "FAMBackbone":
         """Loads a saved FAM preset, or a stock preset and gives it memory.
+
+        A stock preset gets the defaults of `FAMCausalLM.from_preset`, but for the sink: a backbone has no tokenizer to
+        say which token is the start token, so `sink_token_id` is None unless it is given.
 
         Args:
             preset: str. A KerasHub preset name, a kaggle://, hf:// or modelscope:// handle, or a local folder.

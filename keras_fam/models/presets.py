@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import numbers
 import os
 
 import keras_hub
@@ -13,6 +14,10 @@ from keras_fam.files.atomic import atomic_write
 from keras_fam.files.folders import read_folder, replace_folder
 from keras_fam.files.old_weights import with_names_of_today
 from keras_fam.memory.options import MEMORY_ARGUMENTS, RUN_ARGUMENTS, ModelOptions
+
+# Where the gate of a stock preset starts, if none is given: FAM that was never trained costs little behind it, and the
+# gate is open enough to learn. `docs/attach.md` has the measurements.
+MEMORY_GATE = -4.0
 
 # What a save writes as a whole: none of it is kept beside a newer one. Tokenizers and a user's own files are.
 _SUPERSEDED = (
@@ -40,9 +45,7 @@ def load_backbone(cls, load_saved, preset, load_weights, arguments):
         _check_agreement(loader.config["config"], memory)
         return load_saved(preset, load_weights, **memory, **rest)
     check_keywords(rest, (*MEMORY_ARGUMENTS, *inspect.signature(stock_cls).parameters))
-    _check_options(cls, stock_cls, loader, memory)
-    stock = stock_cls.from_preset(preset, load_weights=load_weights, **rest)
-    return cls(stock, **memory)
+    return _with_memory(cls, stock_cls, loader, memory, lambda: stock_cls.from_preset(preset, load_weights, **rest))
 
 
 @_of_one_save
@@ -57,12 +60,12 @@ def load_task(cls, load_saved, preset, load_weights, arguments):
             rest["backbone"] = cls.backbone_cls.from_preset(preset, load_weights, **memory, **dtype)
         return load_saved(preset, load_weights, **rest)
     check_keywords(rest, (*MEMORY_ARGUMENTS, "dtype", "preprocessor", "compile", "name", "trainable"))
-    _check_options(cls.backbone_cls, stock_cls, loader, memory)
     backbone_arguments = {"dtype": rest.pop("dtype")} if "dtype" in rest else {}
-    stock = stock_cls.from_preset(preset, load_weights=load_weights, **backbone_arguments)
     if "preprocessor" not in rest:
         rest["preprocessor"] = keras_hub.models.CausalLMPreprocessor.from_preset(preset)
-    return cls(cls.backbone_cls(stock, **memory), **rest)
+    memory = {"sink_token_id": _start_token_id(rest["preprocessor"]), **memory}
+    load = functools.partial(stock_cls.from_preset, preset, load_weights, **backbone_arguments)
+    return cls(_with_memory(cls.backbone_cls, stock_cls, loader, memory, load), **rest)
 
 
 def save_preset(save, preset_dir, max_shard_size):
@@ -109,13 +112,41 @@ def _find(fam_cls, preset):
     return loader, backbone_cls
 
 
-def _check_options(fam_cls, stock_cls, loader, memory):
-    """Refuses memory arguments that do not fit the model, before any weight is loaded."""
-    if "registered_name" not in loader.config:
-        return
-    config, parameters = loader.config["config"], inspect.signature(fam_cls).parameters
-    options = ModelOptions(**{name: memory.get(name, parameters[name].default) for name in MEMORY_ARGUMENTS})
-    options.check_model(config.get("vocabulary_size"), config.get(family_of(stock_cls).table_length_name))
+def _with_memory(fam_cls, stock_cls, loader, memory, load):
+    """A stock backbone with memory; arguments that do not fit it are refused before any weight is loaded."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(fam_cls).parameters.items()}
+    if "registered_name" in loader.config:
+        config = loader.config["config"]
+        table_length = config.get(family_of(stock_cls).table_length_name)
+        options = ModelOptions(**_fitting(memory, defaults, table_length))
+        options.check_model(config.get("vocabulary_size"), table_length)
+    stock = load()
+    return fam_cls(stock, **_fitting(memory, defaults, family_of(type(stock))(stock).position_table_length))
+
+
+def _fitting(memory, defaults, table_length):
+    """All memory options for a stock preset: those given, and defaults that fit them and a table of positions.
+
+    What was given is left as it is, to be refused by name where it does not fit.
+    """
+    options = {name: memory.get(name, defaults[name]) for name in MEMORY_ARGUMENTS}
+    if "memory_gate" not in memory and options["fam_length"]:
+        options["memory_gate"] = MEMORY_GATE
+    size, segments, length = (options[name] for name in ("block_size", "memory_segments", "fam_length"))
+    if not all(isinstance(value, numbers.Integral) for value in (size, segments, length)):
+        return options
+    if table_length is not None and "block_size" not in memory:
+        size = max(1, min(size, table_length // max(1, segments + 1)))
+    elif table_length is not None and "memory_segments" not in memory:
+        segments = max(0, min(segments, table_length // max(1, size) - 1))
+    if "fam_length" not in memory:
+        length = max(1, min(length, size))
+    return {**options, "block_size": size, "memory_segments": segments, "fam_length": length}
+
+
+def _start_token_id(preprocessor):
+    """The start token of a preprocessor's tokenizer, or None."""
+    return getattr(getattr(preprocessor, "tokenizer", None), "start_token_id", None)
 
 
 def _split(arguments):
