@@ -66,7 +66,7 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, keras.layers.Layer):
     def __init__(self, parts: DecoderParts, options: MemoryOptions, **kwargs):
         self._init(options, **kwargs)
         for name, part in parts.layers().items():
-            setattr(self, name, part)
+            setattr(self, "output_dense" if name == "output" else name, part)  # Keras has an `output` of its own.
         self.parts = parts
         self.build(None)
         self.built = True
