@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import uuid
 
+import keras
 import keras_hub
 from keras_hub.src.utils.preset_utils import get_preset_loader
 
@@ -103,6 +104,18 @@ def _inspect(fam_cls, preset, memory):
     else:
         family_of(backbone_cls)
     return backbone_cls, None
+
+
+def stock_config(fam_cls: type, preset: str) -> tuple[type, dict]:
+    """The stock backbone's class and configuration, out of a stock preset or a saved FAM preset; no weight is read."""
+    loader = get_preset_loader(preset)
+    backbone_cls, config = loader.check_backbone_class(), loader.config
+    if issubclass(backbone_cls, fam_cls):
+        stock = config["config"]["backbone"]
+        return keras.saving.get_registered_object(stock["registered_name"]), stock["config"]
+    if "registered_name" in config:
+        return backbone_cls, config["config"]
+    return backbone_cls, loader.converter.convert_backbone_config(config)  # Another format than KerasHub's own.
 
 
 def _split(arguments):
