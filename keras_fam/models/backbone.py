@@ -6,6 +6,7 @@ import keras
 import keras_hub
 from keras import ops
 
+from keras_fam.backend.parameters import RegistersParameters
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
 from keras_fam.checks import check_keywords, check_probability
 from keras_fam.families import family_of
@@ -24,7 +25,7 @@ from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FAMBackbone(ChecksInputs, SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
+class FAMBackbone(ChecksInputs, SavesWhole, LoRAWeights, Streams, RegistersParameters, keras_hub.models.Backbone):
     """A stock KerasHub backbone, attending in blocks and with Feedback Attention Memory in every layer.
 
     The backbone's own layers and variables are taken over, under their own names and paths; none is copied. The only
@@ -314,8 +315,14 @@ class FAMBackbone(ChecksInputs, SavesWhole, LoRAWeights, Streams, keras_hub.mode
                 "`backbone` must be a preset, a KerasHub backbone or a class of backbones. Received: backbone of type "
                 f"{type(backbone).__name__}."
             )
-        axes = family_of(backbone_cls).weight_axes
-        return layout_map(device_mesh, axes, sizes_of(config), model_parallel_dim_name, data_parallel_dim_name)
+        family = family_of(backbone_cls)
+        if not family.weight_axes:
+            raise ValueError(
+                f"`weight_axes` must name the axes of a family's weights to split them. Received: {family.__name__} "
+                "with none."
+            )
+        sizes = sizes_of(config)
+        return layout_map(device_mesh, family.weight_axes, sizes, model_parallel_dim_name, data_parallel_dim_name)
 
     # === Serialization ===
 

@@ -8,6 +8,7 @@ import keras
 import keras_hub
 from keras import ops
 
+from keras_fam.backend.parameters import RegistersParameters
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
 from keras_fam.checks import check_keywords, check_padding_mask, check_shape_of_ids, check_token_ids
 from keras_fam.memory.state import StreamState
@@ -19,7 +20,7 @@ from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FAMCausalLM(ChecksInputs, SavesWhole, keras_hub.models.CausalLM):
+class FAMCausalLM(ChecksInputs, SavesWhole, RegistersParameters, keras_hub.models.CausalLM):
     """A causal language model on a `FAMBackbone`.
 
     Args:

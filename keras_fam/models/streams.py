@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_fam.backend.buffers import join, to_host, write
 from keras_fam.backend.compiled import compile_inference
+from keras_fam.backend.devices import rows_over_devices
 from keras_fam.checks import (
     check_ids_shape,
     check_integer,
@@ -148,6 +149,7 @@ class Streams:
         Returns:
             `(hidden [b, t, d], StreamState)`.
         """
+        token_ids, padding_mask = rows_over_devices(token_ids), rows_over_devices(padding_mask)
         length, position = token_ids.shape[1], state.position[0]
         places = None
         if self.learned_places is not None:
