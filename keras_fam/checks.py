@@ -180,8 +180,8 @@ def check_token_ids(token_ids, vocabulary_size, name="token_ids"):
 def check_ids_shape(token_ids, name="token_ids"):
     """What can be said of token ids without their values: rank 2 and an integer dtype.
 
-    While Keras builds a model it asks for shapes alone. Under tensorflow's `MirroredStrategy` it then shows ids that are
-    an average over the devices, float64.
+    While Keras builds a model it asks for shapes alone. Under tensorflow's `MirroredStrategy` it then shows an average
+    of ids over the devices, in float64.
     """
     if not hasattr(token_ids, "shape"):
         try:

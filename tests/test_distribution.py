@@ -1,4 +1,4 @@
-"""Several devices: how every variable lies on them, and that training, generation and streams give the same as on one."""
+"""Several devices: how variables lie on them, and that training, generation and streams give the same as on one."""
 
 import json
 import os

@@ -65,7 +65,8 @@ def test_a_stock_preset_brings_its_weights_and_tokenizer(stock_preset):
     stock = keras_hub.models.CausalLM.from_preset(stock_preset)
     lm = keras_fam.FAMCausalLM.from_preset(stock_preset, **SIZES)
     expected, weights = weights_by_path(stock.backbone), weights_by_path(lm.backbone)
-    assert set(weights) - set(expected) == {"fam_prompt/embeddings"}
+    gates = {layer.memory_gate.path for layer in lm.backbone.transformer_layers}
+    assert set(weights) - set(expected) == {"fam_prompt/embeddings", *gates} and len(gates) == 2
     assert all(np.array_equal(weights[path], value) for path, value in expected.items())
     assert type(lm.preprocessor) is type(stock.preprocessor)
     tokens = [preprocessor(TEXT)[0]["token_ids"] for preprocessor in (lm.preprocessor, stock.preprocessor)]

@@ -24,7 +24,8 @@ def write(buffer: Tensor, start: Tensor, update: Tensor, in_place: bool = False,
     if after is not None and keras.config.backend() == "jax":
         update = update + 0 * after[:, *[slice(1)] * (len(after.shape) - 1)]
     if in_place and keras.config.backend() == "torch":
-        return buffer.index_copy_(1, ops.cast(start + ops.arange(update.shape[1]), "int64"), update)
+        # Samplers repeat a row as a view of it, whose copies are all the same memory.
+        return buffer.contiguous().index_copy_(1, ops.cast(start + ops.arange(update.shape[1]), "int64"), update)
     return ops.slice_update(buffer, [0, start, *[0] * (len(buffer.shape) - 2)], update)
 
 

@@ -1,6 +1,71 @@
-"""Functions of a model's variables, compiled where the backend compiles."""
+"""Functions of a model's variables, compiled where the backend compiles, and dropped once the variables are others."""
 
 import keras
+
+# Where Keras and KerasHub keep what they compiled.
+KEPT_FUNCTIONS = ("train_function", "test_function", "predict_function", "generate_function")
+
+
+class CompiledFunctions:
+    """A layer or model that keeps compiled functions for as long as they read the variables that it has.
+
+    LoRA, quantization and `trainable = ...` change what a function has to read. A graph that was compiled before goes
+    on with the variables that it knew. So every function is asked for here, and all are dropped if something changed.
+    """
+
+    _compiled_for = None
+
+    def inference(self, name, function):
+        """`function` compiled by `compile_inference`, and kept under `name`."""
+        self.drop_stale_functions()
+        if name not in self._compiled:
+            self._compiled[name] = compile_inference(self, function)
+        return self._compiled[name]
+
+    def drop_stale_functions(self):
+        """Drops all that was compiled if the variables, or which of them train, are others than they were then."""
+        variables = hash((self.dtype_policy.name, *((id(v), v.trainable) for v in self.variables)))
+        if variables == self._compiled_for:
+            return
+        self._compiled_for = variables
+        self._compiled.clear()
+        for name in KEPT_FUNCTIONS:
+            if getattr(self, name, None) is not None:
+                setattr(self, name, None)
+
+
+class CompiledModel(CompiledFunctions):
+    """`CompiledFunctions` for the functions that `keras.Model` compiles."""
+
+    def make_train_function(self, force=False):
+        self.drop_stale_functions()
+        self._check_optimizer()
+        return super().make_train_function(force)
+
+    def make_test_function(self, force=False):
+        self.drop_stale_functions()
+        return super().make_test_function(force)
+
+    def make_predict_function(self, force=False):
+        self.drop_stale_functions()
+        return super().make_predict_function(force)
+
+    def _check_optimizer(self):
+        """Refuses to train other variables than those that the optimizer was built for."""
+        optimizer = getattr(self, "optimizer", None)
+        if optimizer is None or not optimizer.built:
+            return
+        known = {id(v): v.path for v in getattr(optimizer, "_trainable_variables", self.trainable_variables)}
+        trained = {id(v): v.path for v in self.trainable_variables}
+        new = [path for key, path in trained.items() if key not in known]
+        # The others update the variables that they are given; jax hands over all of them at once.
+        frozen = [path for key, path in known.items() if key not in trained and keras.config.backend() == "jax"]
+        if new or frozen:
+            raise ValueError(
+                "`compile` must be called again after a change of what is trained (LoRA, `trainable`, quantization): "
+                f"expected the {len(known)} variables that the optimizer was made for. Received: {len(trained)}, with "
+                f"{len(new)} new and {len(known) - len(trained) + len(new)} frozen, such as {(new or frozen)[0]!r}."
+            )
 
 
 def compile_inference(model, function):

@@ -21,9 +21,9 @@ class Family:
         lora_layer_names: tuple of str, names of the projections of attention and feed-forward.
         table_length_name: str, what the backbone's configuration calls the rows of its table of learned positions; None
             for rotary positions.
-        weight_axes: dict from a pattern of paths to the axes of these weights, by which `FAMBackbone.get_layout_map` splits
-            them over devices: `"vd"` for a weight, `"dhc->hc"` for a projection's kernel and bias. The letters are in
-            `keras_fam.models.layouts`.
+        weight_axes: dict from a pattern of paths to the axes of these weights, by which `FAMBackbone.get_layout_map`
+            splits them over devices: `"vd"` for a weight, `"dhc->hc"` for a projection's kernel and bias. The letters
+            are in `keras_fam.models.layouts`.
 
     Args:
         backbone: a KerasHub backbone of such a class.

@@ -14,6 +14,7 @@ from keras_fam.memory.parts import DecoderParts
 from keras_fam.memory.sequence import attend_sequence, complete_tokens, lift_prompt
 from keras_fam.memory.state import Beginning, Segments
 from keras_fam.memory.streaming import slots
+from keras_fam.training.run_state import SavesRunState
 from keras_fam.types import Tensor
 
 
@@ -23,7 +24,7 @@ def keras_mask(x):
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FAMDecoderLayer(RematerializesPurely, StreamsAlone, keras.layers.Layer):
+class FAMDecoderLayer(RematerializesPurely, StreamsAlone, SavesRunState, keras.layers.Layer):
     """A pre-norm decoder layer with Feedback Attention Memory (paper, Algorithm 2), made of a layer's own parts.
 
         A   = Attention(norm(I), memory segments, FAM) + I;    O_tau = FF(norm(A)) + A
@@ -65,8 +66,8 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, keras.layers.Layer):
 
     def __init__(self, parts: DecoderParts, options: MemoryOptions, **kwargs):
         self._init(options, **kwargs)
-        for name, part in parts.layers().items():
-            setattr(self, "output_dense" if name == "output" else name, part)  # Keras has an `output` of its own.
+        for name, part in parts.layers().items():  # Tracked, and saved, under these names.
+            setattr(self, f"part_{name}", part)
         self.parts = parts
         self.build(None)
         self.built = True
@@ -121,17 +122,6 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, keras.layers.Layer):
         weight = self.add_weight(name=name, shape=shape, initializer="zeros", trainable=False, dtype=dtype)
         self._tracker.lock()
         return weight
-
-    def save_own_variables(self, store):
-        """By name: what a training run leaves in a layer belongs to the run, and the gate to the model."""
-        for variable in self._trainable_variables + self._non_trainable_variables:
-            store[variable.name] = variable
-
-    def load_own_variables(self, store):
-        """What fits. State of a run with another batch size or of other options is left out."""
-        for variable in self._trainable_variables + self._non_trainable_variables:
-            if variable.name in store.keys() and tuple(store[variable.name].shape) == tuple(variable.shape):
-                variable.assign(store[variable.name])
 
     # === A whole text ===
 

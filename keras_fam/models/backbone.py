@@ -1,11 +1,13 @@
 """A KerasHub backbone with working memory."""
 
+import functools
 from collections.abc import Callable
 
 import keras
 import keras_hub
 from keras import ops
 
+from keras_fam.backend.compiled import CompiledModel
 from keras_fam.backend.parameters import RegistersParameters
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
 from keras_fam.checks import check_keywords, check_probability
@@ -17,6 +19,7 @@ from keras_fam.memory.options import MEMORY_ARGUMENTS, ModelOptions, position_pe
 from keras_fam.models.inputs import ChecksInputs
 from keras_fam.models.layouts import check_mesh, layout_map, sizes_of
 from keras_fam.models.lora import LoRAWeights
+from keras_fam.models.lora_checkpoint import LoRACheckpoint, merged_alone
 from keras_fam.models.presets import SavesWhole, load_backbone, save_preset, stock_config
 from keras_fam.models.streams import Streams
 from keras_fam.training.carried_state import CarriedState
@@ -25,7 +28,9 @@ from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FAMBackbone(ChecksInputs, SavesWhole, LoRAWeights, Streams, RegistersParameters, keras_hub.models.Backbone):
+class FAMBackbone(
+    CompiledModel, ChecksInputs, SavesWhole, LoRAWeights, Streams, RegistersParameters, keras_hub.models.Backbone
+):
     """A stock KerasHub backbone, attending in blocks and with Feedback Attention Memory in every layer.
 
     The backbone's own layers and variables are taken over, under their own names and paths; none is copied. The only
@@ -149,6 +154,7 @@ class FAMBackbone(ChecksInputs, SavesWhole, LoRAWeights, Streams, RegistersParam
         self.hidden_dim = backbone.hidden_dim
         self.num_layers = backbone.num_layers
         self._compiled = {}
+        self._lora_checkpoint = LoRACheckpoint(functools.partial(self._flatten_layers, include_self=False))
 
     def _add_memory(self, options, backbone):
         """The layers that only a model with memory has."""
@@ -210,7 +216,7 @@ class FAMBackbone(ChecksInputs, SavesWhole, LoRAWeights, Streams, RegistersParam
         x = intercept(x, -1)
         if self.state_passing is not None:
             carried = {"passed": self.state_passing(x)}
-        prompts = self.start_of_memory(x)
+        prompts = self.start_of_memory(x, token_ids)
         for index, layer in enumerate(self.transformer_layers):
             outputs = layer(x, inputs_mask=padding_mask, carried=carried, **prompts)
             x, *lifted = outputs if prompts else (outputs,)
@@ -218,11 +224,15 @@ class FAMBackbone(ChecksInputs, SavesWhole, LoRAWeights, Streams, RegistersParam
             x = intercept(x, index)
         return self.layer_norm(x)
 
-    def start_of_memory(self, x: Tensor | None = None) -> dict[str, Tensor]:
+    def start_of_memory(self, x: Tensor | None = None, token_ids: Tensor | None = None) -> dict[str, Tensor]:
         """What goes up through the layers beside the tokens.
+
+        Neither argument changes the numbers. They make prompt and start token a part of a functional model's graph, so
+        that both are computed from the weights of each call, and not once from those at the start.
 
         Args:
             x: token embeddings, or None outside of a functional model.
+            token_ids: int `[batch, length]`, or None outside of a functional model.
 
         Returns:
             dict of `"fam"`, `[1, N, d]`, the prompt as the family scales it, and of `"sink"`, `[1, 1, d]`, the start
@@ -232,7 +242,8 @@ class FAMBackbone(ChecksInputs, SavesWhole, LoRAWeights, Streams, RegistersParam
         if self.fam_prompt is not None:
             start["fam"] = self.family.scale(self.fam_prompt(x))
         if self.options.sink_token_id is not None:
-            token = ops.full((1, 1), self.options.sink_token_id, dtype="int32")
+            token = ops.zeros((1, 1), "int32") if token_ids is None else ops.reshape(0 * ops.sum(token_ids), (1, 1))
+            token = ops.cast(token, "int32") + self.options.sink_token_id
             start["sink"] = self.family.embed(token, ops.zeros((1, 1), dtype="int32"))
         return start
 
@@ -347,6 +358,9 @@ class FAMBackbone(ChecksInputs, SavesWhole, LoRAWeights, Streams, RegistersParam
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "FAMBackbone":
         """Loads a saved FAM preset, or a stock preset and gives it memory.
 
+        A stock preset gets the defaults of `FAMCausalLM.from_preset`, but for the sink: a backbone has no tokenizer to
+        say which token is the start token, so `sink_token_id` is None unless it is given.
+
         Args:
             preset: str. A KerasHub preset name, a kaggle://, hf:// or modelscope:// handle, or a local folder.
             load_weights: bool. If False, the weights are random.
@@ -363,7 +377,8 @@ class FAMBackbone(ChecksInputs, SavesWhole, LoRAWeights, Streams, RegistersParam
 
     def save_to_preset(self, preset_dir: str, max_shard_size: float | None = 10) -> None:
         """Saves a preset that `from_preset` loads; a folder that was there before stays whole until it is replaced."""
-        save_preset(super().save_to_preset, preset_dir, max_shard_size)
+        with merged_alone():
+            save_preset(super().save_to_preset, preset_dir, max_shard_size)
 
 
 def _config_of(backbone):

@@ -6,21 +6,36 @@ from typing import Any
 
 import keras
 import keras_hub
+import numpy as np
 from keras import ops
 
+from keras_fam.backend.compiled import CompiledModel
 from keras_fam.backend.parameters import RegistersParameters
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
 from keras_fam.checks import check_keywords, check_padding_mask, check_shape_of_ids, check_token_ids
 from keras_fam.memory.state import StreamState
 from keras_fam.models.backbone import FAMBackbone
+from keras_fam.models.batches import TakesTextsAndIds
 from keras_fam.models.generation import generate_tokens
 from keras_fam.models.inputs import ChecksInputs
+from keras_fam.models.lora_checkpoint import merged_alone
 from keras_fam.models.presets import SavesWhole, load_task, save_preset
+from keras_fam.models.prompts import (
+    are_ids,
+    check_lengths,
+    check_prompt,
+    check_sampler,
+    check_stop_tokens,
+    longest_text,
+    prepare_ids,
+)
 from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FAMCausalLM(ChecksInputs, SavesWhole, RegistersParameters, keras_hub.models.CausalLM):
+class FAMCausalLM(
+    CompiledModel, ChecksInputs, SavesWhole, TakesTextsAndIds, RegistersParameters, keras_hub.models.CausalLM
+):
     """A causal language model on a `FAMBackbone`.
 
     Args:
@@ -73,10 +88,17 @@ class FAMCausalLM(ChecksInputs, SavesWhole, RegistersParameters, keras_hub.model
         outputs = backbone.logits(backbone(inputs))
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
         rematerialize_blocks_alone(self)
+        self._compiled = {}
 
     @classmethod
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "FAMCausalLM":
         """Loads a saved FAM preset, or a stock preset and gives it memory.
+
+        A stock preset gets defaults that do a trained model little harm. `sink_token_id` is the start token of the
+        preprocessor's tokenizer, if it has one. `memory_gate` is -4, if there is FAM. Sizes that are not given fit the
+        model: where positions are learned, `block_size` is at most the table's length / (memory_segments + 1), or,
+        if `block_size` is given, `memory_segments` as many as the table has room for; `fam_length` is at most
+        `block_size`. What is given is taken; None switches sink and gate off.
 
         Args:
             preset: str. A KerasHub preset name, a kaggle://, hf:// or modelscope:// handle, or a local folder.
@@ -93,41 +115,22 @@ class FAMCausalLM(ChecksInputs, SavesWhole, RegistersParameters, keras_hub.model
         Example:
 
         ```python
-        lm = keras_fam.FAMCausalLM.from_preset("gpt2_base_en", block_size=256, memory_segments=2, fam_length=32)
+        lm = keras_fam.FAMCausalLM.from_preset("gpt2_base_en")
         ```
         """
         return load_task(cls, super().from_preset, preset, load_weights, kwargs)
 
     def save_to_preset(self, preset_dir: str, max_shard_size: float | None = 10) -> None:
         """Saves a preset that `from_preset` loads; a folder that was there before stays whole until it is replaced."""
-        save_preset(super().save_to_preset, preset_dir, max_shard_size)
-
-    # === Training ===
-
-    def fit(self, x: Any = None, *args, **kwargs) -> keras.callbacks.History:
-        """See `keras_hub.models.CausalLM.fit`; batches of token ids, as of `keras_fam.data`, are taken as they are."""
-        fit = super().fit if self._wants_preprocessing(x) else functools.partial(keras.Model.fit, self)
-        return fit(x, *args, **kwargs)
-
-    def evaluate(self, x: Any = None, *args, **kwargs) -> Any:
-        """See `keras_hub.models.CausalLM.evaluate`; batches of token ids are taken as they are."""
-        evaluate = super().evaluate if self._wants_preprocessing(x) else functools.partial(keras.Model.evaluate, self)
-        return evaluate(x, *args, **kwargs)
-
-    @staticmethod
-    def _wants_preprocessing(x):
-        """False for batches that are token ids already; KerasHub takes arrays and datasets of texts alone."""
-        if isinstance(x, keras.utils.PyDataset) or type(x).__module__.startswith("torch.utils.data"):
-            return False
-        spec = getattr(x, "element_spec", None)
-        inputs = spec[0] if isinstance(spec, tuple) else spec
-        return not (isinstance(inputs, dict) and "token_ids" in inputs)
+        with merged_alone():
+            save_preset(super().save_to_preset, preset_dir, max_shard_size)
 
     # === LoRA ===
 
     def enable_lora(self, rank: int, target_layer_names: list[str] | None = None) -> None:
         """See `FAMBackbone.enable_lora`. Call `compile` afterwards."""
         self.backbone.enable_lora(rank, target_layer_names)
+        self._trainable = True  # The setter would set it for all layers.
 
     def save_lora_weights(self, filepath: str) -> None:
         """See `FAMBackbone.save_lora_weights`."""
@@ -135,7 +138,9 @@ class FAMCausalLM(ChecksInputs, SavesWhole, RegistersParameters, keras_hub.model
 
     def load_lora_weights(self, filepath: str) -> None:
         """See `FAMBackbone.load_lora_weights`."""
+        enabled = self.backbone.lora_enabled
         self.backbone.load_lora_weights(filepath)
+        self._trainable = self._trainable or not enabled
 
     # === Streaming ===
 
@@ -157,7 +162,7 @@ class FAMCausalLM(ChecksInputs, SavesWhole, RegistersParameters, keras_hub.model
             TypeError, ValueError: see `FAMBackbone.stream`.
         """
         backbone = self.backbone
-        return backbone.stream_pieces(inputs, state, backbone._inference("logits", self._logits_piece))
+        return backbone.stream_pieces(inputs, state, backbone.inference("logits", self._logits_piece))
 
     def _logits_piece(self, token_ids, padding_mask, state, last):
         hidden, state = self.backbone.piece(token_ids, padding_mask, state, last)
@@ -179,15 +184,71 @@ class FAMCausalLM(ChecksInputs, SavesWhole, RegistersParameters, keras_hub.model
         """
         return generate_tokens(self, inputs["token_ids"], inputs["padding_mask"], stop_token_ids)
 
-    def generate(self, inputs: Any, max_length: int | None = None, **kwargs) -> Any:
-        """See `keras_hub.models.CausalLM.generate`; `max_length` has no upper bound here."""
-        if isinstance(inputs, dict) and "token_ids" in inputs:
-            ids = check_token_ids(inputs["token_ids"], self.backbone.vocabulary_size)
-            if "padding_mask" not in inputs:
-                raise ValueError(f"`inputs` must have the key 'padding_mask'. Received: keys {sorted(inputs)}.")
-            inputs = {**inputs, "token_ids": ids}
-            inputs["padding_mask"] = check_padding_mask(inputs["padding_mask"], ids)
-        return super().generate(inputs, max_length=max_length, **kwargs)
+    def make_generate_function(self):
+        """See `keras_hub.models.CausalLM`; what it is given is checked before anything is compiled."""
+        if not hasattr(self, "generate_function"):
+            raise ValueError("`compile` must be called before `generate`. Received: a model that was never compiled.")
+        self.drop_stale_functions()
+        return functools.partial(self._generate_checked, super().make_generate_function())
+
+    def _generate_checked(self, generate, inputs, stop_token_ids=None):
+        check_prompt(inputs, self.sampler, self.backbone.vocabulary_size)
+        return generate(inputs, stop_token_ids=stop_token_ids)
+
+    def generate(
+        self,
+        inputs: Any,
+        max_length: int | None = None,
+        stop_token_ids: Any = "auto",
+        strip_prompt: bool = False,
+        max_new_tokens: int | None = None,
+    ) -> Any:
+        """Goes on with texts, or with token ids. Memory is of fixed size, and no length is too long.
+
+        Args:
+            inputs: str, list of str or `tf.data.Dataset` of them, for a model with a preprocessor; or token ids: a dict
+                of `"token_ids"`, int `[batch, length]`, and `"padding_mask"`, 1 for real tokens, or a `tf.data.Dataset`
+                of such dicts. Padding before or inside a prompt is not read. Every row needs a real token.
+            max_length: int or None. Length of the whole texts, prompts included. None is the preprocessor's
+                `sequence_length`, or the length of `token_ids`; else those are padded or cut to it.
+            stop_token_ids: int, collection of int, `"auto"` or None. Tokens that end a text; `"auto"` is the
+                preprocessor's end token. With None, or nothing in it, every text goes on to its length.
+            strip_prompt: bool. Whether to return what was generated alone.
+            max_new_tokens: int or None, in place of `max_length`: so many tokens behind the longest prompt.
+
+        Returns:
+            str or list of str for texts; for token ids a dict of `"token_ids"` and `"padding_mask"`, arrays
+            `[batch, max_length]`, the mask 1 for what was read or written up to a text's end.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong type or out of range, by name.
+        """
+        check_lengths(max_length, max_new_tokens)
+        stop_token_ids = check_stop_tokens(stop_token_ids, self.backbone.vocabulary_size)
+        check_sampler(getattr(self, "sampler", None))
+        if not are_ids(getattr(inputs, "element_spec", inputs)):
+            if self.preprocessor is None:
+                raise ValueError(
+                    "`inputs` must be a dict of 'token_ids' and 'padding_mask' for a model without a preprocessor. "
+                    f"Received: inputs of type {type(inputs).__name__}."
+                )
+            if max_new_tokens is not None:
+                max_length = longest_text(self.preprocessor, inputs) + max_new_tokens
+            return super().generate(inputs, max_length, stop_token_ids, strip_prompt)
+        batches = inputs.as_numpy_iterator() if hasattr(inputs, "as_numpy_iterator") else [inputs]
+        if stop_token_ids == "auto" and self.preprocessor is not None:
+            tokenizer = self.preprocessor.tokenizer
+            ends = (getattr(tokenizer, name, None) for name in ("end_token_id", "end_token2_id"))
+            stop_token_ids = tuple(end for end in ends if end is not None)
+        outputs, preprocessor = [], self.preprocessor
+        try:
+            self.preprocessor = None  # Ids in, ids out.
+            for batch in batches:
+                batch = prepare_ids(batch, self.backbone.vocabulary_size, max_length, max_new_tokens)
+                outputs.append(super().generate(batch, None, stop_token_ids, strip_prompt))
+        finally:
+            self.preprocessor = preprocessor
+        return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
 
     def score(
         self,

@@ -30,7 +30,11 @@ MEMORY_AXES = {
 
 
 def layout_map(
-    device_mesh: keras.distribution.DeviceMesh, axes: dict[str, str], sizes: dict[str, int], model_dim: str, data_dim: str
+    device_mesh: keras.distribution.DeviceMesh,
+    axes: dict[str, str],
+    sizes: dict[str, int],
+    model_dim: str,
+    data_dim: str,
 ) -> keras.distribution.LayoutMap:
     """The layout map of a model with memory.
 

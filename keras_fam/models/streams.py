@@ -1,11 +1,9 @@
 """Streams of unlimited length through a whole model, block after block, in memory of fixed size."""
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_fam.backend.buffers import join, to_host, write
-from keras_fam.backend.compiled import compile_inference
 from keras_fam.backend.devices import rows_over_devices
 from keras_fam.checks import (
     check_ids_shape,
@@ -23,6 +21,7 @@ from keras_fam.memory.state import (
     empty_state,
     position_after,
     started_after,
+    state_spec,
 )
 from keras_fam.memory.streaming import Place, block_valid, with_short_rings
 from keras_fam.types import Tensor
@@ -41,7 +40,7 @@ class Streams:
             `keras_fam.StreamState`, of fixed size: nothing in it grows with the text.
         """
         batch_size = check_integer("batch_size", batch_size, 1)
-        return self._inference("initial_state", self.begin)(batch_size=batch_size)
+        return self.inference("initial_state", self.begin)(batch_size=batch_size)
 
     def stream(self, inputs: Tensor | dict[str, Tensor], state: StreamState) -> tuple[Tensor, StreamState]:
         """Reads a chunk of any length into a stream's memory.
@@ -59,7 +58,7 @@ class Streams:
             TypeError, ValueError: token ids of the wrong rank or dtype, empty or out of vocabulary; a mask of another
                 shape; a state of another model, batch size or dtype.
         """
-        return self.stream_pieces(inputs, state, self._inference("piece", self.piece))
+        return self.stream_pieces(inputs, state, self.inference("piece", self.piece))
 
     def stream_pieces(self, inputs, state, piece):
         """`piece(token_ids, padding_mask, state, last)` over the pieces of a chunk; see `stream`."""
@@ -107,20 +106,8 @@ class Streams:
     def state_spec(self, batch_size):
         """`StreamState` of `KerasTensor`: shapes and dtypes of a state of this model."""
         sinks = 0 if self.sink_token_id is None else 1
-        layers = []
-        for layer in self.transformer_layers:
-            parts, dtype = layer.parts, layer.compute_dtype
-            heads = (parts.num_key_value_heads, parts.head_dim)
-            fam = keras.KerasTensor((batch_size, self.fam_length, self.hidden_dim), parts.fam_dtype)
-            seen = keras.KerasTensor((batch_size, sinks + self.fam_length, *heads), dtype)
-            ring = keras.KerasTensor((batch_size, layer.ring_slots, *heads), dtype)
-            layers.append(LayerState(fam, seen, seen, ring, ring))
-        return StreamState(
-            tuple(layers),
-            keras.KerasTensor((batch_size, self.options.slots), "bool"),
-            keras.KerasTensor((batch_size,), "bool"),
-            keras.KerasTensor((batch_size,), "int32"),
-        )
+        layers = [layer.layer_spec(batch_size, self.fam_length, sinks) for layer in self.transformer_layers]
+        return state_spec(tuple(layers), batch_size, self.options.slots)
 
     def begin(self, batch_size):
         """`initial_state` inside a compiled function."""
@@ -182,10 +169,3 @@ class Streams:
         fams, started = advance() if last is True else ops.cond(last, advance, stay)
         layers = (LayerState(*fam, *layer_state[3:]) for layer_state, fam in zip(state.layers, fams))
         return state._replace(layers=tuple(layers), started=started)
-
-    def _inference(self, name, function):
-        """`function` compiled, and compiled anew when the set of variables has changed (LoRA, quantization)."""
-        key = (name, len(self.variables), self.dtype_policy.name)
-        if key not in self._compiled:
-            self._compiled[key] = compile_inference(self, function)
-        return self._compiled[key]

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 import keras
+from keras import ops
 
 from keras_fam.checks import check_probability
+from keras_fam.training.state_passing import RandomStatePassing
 
 
 class RandomStatePassingSchedule(keras.callbacks.Callback):
@@ -14,7 +16,8 @@ class RandomStatePassingSchedule(keras.callbacks.Callback):
     at short length, then raise it. The model must be made with `random_state_passing` above 0.
 
     Args:
-        schedule: callable from the number of training steps so far, int, to a probability in [0, 1].
+        schedule: callable from the number of training steps so far, int, to a probability in [0, 1]. Steps are counted
+            by the optimizer: those of an earlier run too, if its weights were loaded.
 
     Raises:
         TypeError: `schedule` is not callable.
@@ -34,11 +37,22 @@ class RandomStatePassingSchedule(keras.callbacks.Callback):
                 f"`schedule` must be callable. Received: schedule={schedule!r} of type {type(schedule).__name__}."
             )
         self.schedule = schedule
-        self.step = 0
+
+    def on_train_begin(self, logs=None):
+        if not self._deciders():
+            raise ValueError(
+                "`RandomStatePassingSchedule` needs a model that was made with random_state_passing above 0. Received: "
+                f"{self.model.name!r}, which has no random state passing."
+            )
 
     def on_train_batch_begin(self, batch, logs=None):
-        backbone = getattr(self.model, "backbone", self.model)
         if hasattr(self.model, "jax_state_sync"):  # On jax, `fit` keeps the variables' values to itself.
             self.model.jax_state_sync()
-        backbone.random_state_passing = check_probability("schedule", self.schedule(self.step))
-        self.step += 1
+        optimizer = getattr(self.model, "optimizer", None)
+        steps = 0 if optimizer is None else int(ops.convert_to_numpy(optimizer.iterations))
+        probability = check_probability("schedule", self.schedule(steps))
+        for layer in self._deciders():
+            layer.probability.assign(probability)
+
+    def _deciders(self):
+        return [layer for layer in self.model._flatten_layers() if isinstance(layer, RandomStatePassing)]

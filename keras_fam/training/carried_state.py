@@ -4,11 +4,12 @@ import keras
 from keras import ops
 
 from keras_fam.checks import check_integer
+from keras_fam.training.run_state import SavesRunState
 from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class CarriedState(keras.layers.Layer):
+class CarriedState(SavesRunState, keras.layers.Layer):
     """What all decoder blocks share of the state that a training step leaves for the next one, row by row.
 
     The paper calls training on texts that go on from step to step ideal, and names what it takes: batches whose row i

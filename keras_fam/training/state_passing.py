@@ -4,11 +4,12 @@ import keras
 from keras import ops
 
 from keras_fam.checks import check_probability
+from keras_fam.training.run_state import SavesRunState
 from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class RandomStatePassing(keras.layers.Layer):
+class RandomStatePassing(SavesRunState, keras.layers.Layer):
     """Decides, once a training step for all layers and rows, whether FAM starts from the prompt or from the last step.
 
     Args:

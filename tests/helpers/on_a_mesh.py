@@ -13,6 +13,8 @@ from helpers.models import FAMILIES, fam_backbone, inputs, numpy, token_ids
 from helpers.training import LOSS, ROWS, fit, language_model
 
 SHAPE, NAMES = (4, 2), ("batch", "model")
+
+
 def scope(kind, family):
     """One device, or all in a mesh: each with all weights, or with its own part of them."""
     devices = keras.distribution.list_devices()
@@ -41,9 +43,7 @@ def layouts(family):
         lm.optimizer.build(lm.trainable_variables)
         passing = fam_backbone(family, random_state_passing=0.5)
     variables = [*lm.variables, *passing.variables, *lm.optimizer.variables]
-    return {
-        v.path: [list(v.shape), axes(v.value), list(v.value.addressable_shards[0].data.shape)] for v in variables
-    }
+    return {v.path: [list(v.shape), axes(v.value), list(v.value.addressable_shards[0].data.shape)] for v in variables}
 
 
 def trained(family):
@@ -68,7 +68,7 @@ def served(family):
     return {**found, **numpy(state.layers[0]._asdict())}
 
 
-# Where layouts differ: Gemma's kernels and norms, GPT-2's biases and learned positions, Llama's kernels and untied head.
+# Where layouts differ: Gemma's kernels and norms, GPT-2's biases and learned positions, Llama's kernels, untied head.
 # What is the same in all families is done with one of them.
 RUNS = {
     "gemma3": dict.fromkeys(("one", "data", "model"), (trained, served)),

@@ -1,0 +1,63 @@
+"""LoRA in weights files: what was trained goes on where it was, and a file without LoRA leaves LoRA able to learn."""
+
+import contextlib
+import contextvars
+from collections.abc import Callable
+
+import keras
+from keras.src.saving.keras_saveable import KerasSaveable
+
+_merged_alone = contextvars.ContextVar("merged_alone", default=False)
+
+
+@contextlib.contextmanager
+def merged_alone():
+    """Inside, files hold merged kernels and nothing of LoRA: presets, for models without it."""
+    token = _merged_alone.set(True)
+    try:
+        yield
+    finally:
+        _merged_alone.reset(token)
+
+
+class LoRACheckpoint(KerasSaveable):
+    """What Keras leaves out of a weights file: the kernels without LoRA, and the LoRA kernels.
+
+    Keras saves a layer's kernel with LoRA merged into it. When it loads one, it sets both LoRA kernels to zero, which
+    no gradient can leave. Merged kernels are what a model without LoRA needs. So a file keeps them, and this is saved
+    beside them. A model's parts are loaded by name, private ones last, and so this is loaded after its layers.
+
+    Args:
+        find_layers: callable that returns all layers of the model.
+    """
+
+    def __init__(self, find_layers: Callable[[], list[keras.layers.Layer]]):
+        self.find_layers = find_layers
+
+    def _obj_type(self):
+        return "Layer"
+
+    def _lora_layers(self):
+        return [layer for layer in self.find_layers() if getattr(layer, "lora_enabled", False)]
+
+    def save_own_variables(self, store):
+        if not _merged_alone.get():
+            for layer in self._lora_layers():
+                for key, variable in _keyed(layer).items():
+                    store[key] = variable
+
+    def load_own_variables(self, store):
+        """Layer by layer: the kernels apart, where the file has them for LoRA of this rank; else LoRA begins anew."""
+        for layer in self._lora_layers():
+            keyed = _keyed(layer)
+            if all(key in store and store[key].shape == tuple(variable.shape) for key, variable in keyed.items()):
+                for key, variable in keyed.items():
+                    variable.assign(store[key])
+            else:
+                first = layer.lora_embeddings_a if hasattr(layer, "lora_embeddings_a") else layer.lora_kernel_a
+                first.assign(keras.initializers.HeUniform()(first.shape, first.dtype))
+
+
+def _keyed(layer):
+    """A layer's variables by what a file calls them."""
+    return {f"{layer.path}.{variable.name}".replace("/", "."): variable for variable in layer.weights}
