@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_fam.backend.compiled import CompiledModel
+from keras_fam.backend.parameters import RegistersParameters
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
 from keras_fam.checks import check_keywords, check_padding_mask, check_shape_of_ids, check_token_ids
 from keras_fam.memory.state import StreamState
@@ -32,7 +33,9 @@ from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FAMCausalLM(CompiledModel, ChecksInputs, SavesWhole, TakesTextsAndIds, keras_hub.models.CausalLM):
+class FAMCausalLM(
+    CompiledModel, ChecksInputs, SavesWhole, TakesTextsAndIds, RegistersParameters, keras_hub.models.CausalLM
+):
     """A causal language model on a `FAMBackbone`.
 
     Args:

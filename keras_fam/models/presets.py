@@ -5,6 +5,7 @@ import inspect
 import numbers
 import os
 
+import keras
 import keras_hub
 from keras_hub.src.utils.preset_utils import get_preset_loader
 
@@ -147,6 +148,17 @@ def _fitting(memory, defaults, table_length):
 def _start_token_id(preprocessor):
     """The start token of a preprocessor's tokenizer, or None."""
     return getattr(getattr(preprocessor, "tokenizer", None), "start_token_id", None)
+
+
+def stock_config(fam_cls: type, preset: str) -> tuple[type, dict]:
+    """The stock backbone's class and configuration, out of a stock preset or a saved FAM preset; no weight is read."""
+    loader, stock_cls = _find(fam_cls, preset)
+    if stock_cls is None:
+        stock = loader.config["config"]["backbone"]
+        return keras.saving.get_registered_object(stock["registered_name"]), stock["config"]
+    if "registered_name" in loader.config:
+        return stock_cls, loader.config["config"]
+    return stock_cls, loader.converter.convert_backbone_config(loader.config)  # Another format than KerasHub's own.
 
 
 def _split(arguments):

@@ -4,6 +4,7 @@ import numpy as np
 from keras import ops
 
 from keras_fam.backend.buffers import join, to_host, write
+from keras_fam.backend.devices import rows_over_devices
 from keras_fam.checks import (
     check_ids_shape,
     check_integer,
@@ -135,6 +136,7 @@ class Streams:
         Returns:
             `(hidden [b, t, d], StreamState)`.
         """
+        token_ids, padding_mask = rows_over_devices(token_ids), rows_over_devices(padding_mask)
         length, position = token_ids.shape[1], state.position[0]
         places = None
         if self.learned_places is not None:
