@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers.models import FAMILIES, fam_backbone, inputs, randomize, token_ids
+from helpers.models import FAMILIES, fam_backbone, inputs, randomize, stock_backbone, token_ids
 from keras_hub.src.models.llama.llama_decoder import LlamaTransformerDecoder
 from keras_hub.src.models.llama.llama_rotary_embedding import LlamaRotaryEmbedding
 
@@ -58,3 +58,10 @@ def test_keras_hub_s_norms_of_gemma_have_no_configuration():
     norm = fam_backbone("gemma").transformer_layers[0].parts.pre_attention_norm
     with pytest.raises(NotImplementedError):
         norm.get_config()
+
+
+def test_keras_hub_s_llama_backbone_forgets_its_tied_head():
+    """Then `LlamaFamily.unsaved_arguments` can go."""
+    assert "tie_word_embeddings" not in stock_backbone("llama3").get_config()
+    assert fam_backbone("llama3").get_config()["backbone"]["config"]["tie_word_embeddings"] is True
+    assert fam_backbone("llama").get_config()["backbone"]["config"]["tie_word_embeddings"] is False

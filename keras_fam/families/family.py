@@ -25,6 +25,8 @@ class Family:
             splits them over devices: `"vd"` for a weight, `"dhc->hc"` for a projection's kernel and bias. The letters
             are in `keras_fam.models.layouts`.
 
+        unsaved_arguments: tuple of str, constructor arguments that the backbone's own `get_config` leaves out.
+
     Args:
         backbone: a KerasHub backbone of such a class.
 
@@ -45,6 +47,7 @@ class Family:
     backbone_cls: type | tuple[type, ...] = ()
     lora_layer_names: tuple[str, ...] = ()
     table_length_name: str | None = None
+    unsaved_arguments: tuple[str, ...] = ()
     weight_axes: dict[str, str] = {}
 
     def __init__(self, backbone):

@@ -18,6 +18,7 @@ class LlamaFamily(Family):
         "feedforward_intermediate_dense",
         "feedforward_output_dense",
     )
+    unsaved_arguments = ("tie_word_embeddings",)  # KerasHub's Llama, in 0.32.
     # KerasHub's own maps of Llama and Qwen name the axes of query, key and value in the order of Gemma's kernels,
     # [heads, d, c]. These kernels are [d, heads, c]. By those maps d would be split over the model dimension, and the
     # heads over the data dimension: every device would then attend with all heads.

@@ -106,6 +106,9 @@ def _check(arrays, layers):
             where = "" if letter in "bdR" else name.rpartition("/")[0]
             if sizes.setdefault((where, letter), length) != length:
                 raise ValueError(f"{name} of shape {array.shape} does not fit the other arrays")
+    seen = {where: length - sizes[where, "N"] for (where, letter), length in sizes.items() if letter == "M"}
+    if any(sinks not in (0, 1) for sinks in seen.values()):
+        raise ValueError("a layer's fam_key is neither as long as its fam nor one longer, for a sink")
     if any(length > sizes["", "R"] for (_, letter), length in sizes.items() if letter == "P"):
         raise ValueError("a layer's ring is longer than `valid`")
     check_finite(arrays)

@@ -339,7 +339,10 @@ class FAMBackbone(
 
     def get_config(self):
         config = super().get_config()
-        config["backbone"] = keras.saving.serialize_keras_object(self.family.backbone)
+        stock = config["backbone"] = keras.saving.serialize_keras_object(self.family.backbone)
+        for name in self.family.unsaved_arguments:
+            if hasattr(self.family.backbone, name):
+                stock["config"].setdefault(name, getattr(self.family.backbone, name))
         config.update(self.options.get_config())
         return config
 
