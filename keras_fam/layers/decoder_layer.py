@@ -1,10 +1,13 @@
 """A decoder layer with Feedback Attention Memory: the machine, for the parts of any layer."""
 
+import functools
+
 import keras
 from keras import ops
 
 from keras_fam.backend.rematerialize import RematerializesPurely, rematerialize_blocks_alone
 from keras_fam.checks import check_layer_call
+from keras_fam.layers.lora_checkpoint import LoRACheckpoint
 from keras_fam.layers.parts_config import parts_from_config, parts_to_config
 from keras_fam.layers.streams import StreamsAlone
 from keras_fam.memory.core import Core
@@ -78,6 +81,7 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, SavesRunState, keras.l
         self.options = options
         self.memory_gate = None
         self._compiled = {}
+        self._lora_checkpoint = LoRACheckpoint(functools.partial(self._flatten_layers, include_self=False))
         self.last_fam = None
         self.carried_state = []
         self.supports_masking = True

@@ -46,14 +46,18 @@ def initial_layer_state(core: Core, fam: Tensor, batch_size: int | Tensor, sink:
         `LayerState`.
     """
     parts = core.parts
-    shape = (batch_size, slots(core), parts.num_key_value_heads, parts.head_dim)
-    buffers = (ops.zeros(shape, parts.compute_dtype) for _ in range(2))
+    heads = (parts.num_key_value_heads, parts.head_dim)
+    buffers = (ops.zeros((batch_size, slots(core), *heads), parts.compute_dtype) for _ in range(2))
     if sink is not None:
         sink = project_sink(core, sink)
         before = -fam.shape[1] - 1
         sink = Sink(parts.rotate(sink.key, ops.arange(before, before + 1)), sink.value)
-    fam = project_fam(core, ops.cast(fam, parts.fam_dtype), None, _before(core, fam.shape[1]), sink)
-    return LayerState(*(own_rows(x, batch_size) for x in (fam.vectors, fam.key, fam.value)), *buffers)
+    fam = ops.cast(fam, parts.fam_dtype)
+    if fam.shape[1]:
+        seen = project_fam(core, fam, None, _before(core, fam.shape[1]), sink)
+    else:  # Quantized projections take no empty tensor.
+        seen = sink or Sink(*(ops.zeros((1, 0, *heads), parts.compute_dtype) for _ in range(2)))
+    return LayerState(*(own_rows(x, batch_size) for x in (fam, seen.key, seen.value)), *buffers)
 
 
 def slots(core: Core) -> int:

@@ -1,6 +1,5 @@
 """A KerasHub backbone with working memory."""
 
-import functools
 from collections.abc import Callable
 
 import keras
@@ -13,13 +12,13 @@ from keras_fam.backend.rematerialize import rematerialize_blocks_alone
 from keras_fam.checks import check_keywords, check_probability
 from keras_fam.families import family_of
 from keras_fam.layers.decoder_layer import FAMDecoderLayer
+from keras_fam.layers.lora_checkpoint import merged_alone
 from keras_fam.layers.positions import LearnedPlaces
 from keras_fam.layers.prompt import FAMPrompt
 from keras_fam.memory.options import MEMORY_ARGUMENTS, ModelOptions, position_period
 from keras_fam.models.inputs import ChecksInputs
 from keras_fam.models.layouts import check_mesh, layout_map, sizes_of
 from keras_fam.models.lora import LoRAWeights
-from keras_fam.models.lora_checkpoint import LoRACheckpoint, merged_alone
 from keras_fam.models.presets import SavesWhole, load_backbone, save_preset, stock_config
 from keras_fam.models.streams import Streams
 from keras_fam.training.carried_state import CarriedState
@@ -154,7 +153,6 @@ class FAMBackbone(
         self.hidden_dim = backbone.hidden_dim
         self.num_layers = backbone.num_layers
         self._compiled = {}
-        self._lora_checkpoint = LoRACheckpoint(functools.partial(self._flatten_layers, include_self=False))
 
     def _add_memory(self, options, backbone):
         """The layers that only a model with memory has."""

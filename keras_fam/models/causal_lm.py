@@ -13,12 +13,12 @@ from keras_fam.backend.compiled import CompiledModel
 from keras_fam.backend.parameters import RegistersParameters
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
 from keras_fam.checks import check_keywords, check_padding_mask, check_shape_of_ids, check_token_ids
+from keras_fam.layers.lora_checkpoint import merged_alone
 from keras_fam.memory.state import StreamState
 from keras_fam.models.backbone import FAMBackbone
 from keras_fam.models.batches import TakesTextsAndIds
 from keras_fam.models.generation import generate_tokens
 from keras_fam.models.inputs import ChecksInputs
-from keras_fam.models.lora_checkpoint import merged_alone
 from keras_fam.models.presets import SavesWhole, load_task, save_preset
 from keras_fam.models.prompts import (
     are_ids,

@@ -29,9 +29,9 @@ class CarriedState(SavesRunState, keras.layers.Layer):
         training: bool.
 
     Returns:
-        dict of `"fresh"`, bool `[batch]`, rows that begin anew; `"started"`, bool `[batch]`, rows whose FAM carries
-        context; `"valid"`, bool `[batch, m, B]`, real tokens in the memory segments; `"position"`, int32 `[batch]`, how
-        many places went before.
+        dict of `"fresh"`, bool `[batch]`, rows whose FAM is the prompt; `"started"`, bool `[batch]`, rows whose FAM
+        carries context; `"valid"`, bool `[batch, m, B]`, real tokens in the memory segments; `"position"`, int32
+        `[batch]`, how many places went before.
 
     Example:
 
@@ -78,7 +78,8 @@ class CarriedState(SavesRunState, keras.layers.Layer):
             self.valid.assign(ops.cast(later[:, ops.shape(later)[1] - self.memory_segments :], "int32"))
         else:
             valid = ops.zeros(segments, "bool")
-        return dict(fresh=fresh, started=started, valid=valid, position=position)
+        # What was never started has left nothing: its memory is the prompt.
+        return dict(fresh=ops.logical_not(started), started=started, valid=valid, position=position)
 
     def compute_output_spec(self, padding_mask, document_start, training=None):
         rows = padding_mask.shape[0]

@@ -21,14 +21,14 @@ def merged_alone():
 
 
 class LoRACheckpoint(KerasSaveable):
-    """What Keras leaves out of a weights file: the kernels without LoRA, and the LoRA kernels.
+    """What Keras leaves out of a weights file: kernels without LoRA, and LoRA kernels.
 
-    Keras saves a layer's kernel with LoRA merged into it. When it loads one, it sets both LoRA kernels to zero, which
-    no gradient can leave. Merged kernels are what a model without LoRA needs. So a file keeps them, and this is saved
-    beside them. A model's parts are loaded by name, private ones last, and so this is loaded after its layers.
+    Keras saves a kernel with LoRA merged into it. When it loads one, it sets both LoRA kernels to zero, which no
+    gradient can leave. Merged kernels are what a model without LoRA needs. So a file keeps them, and holds this beside
+    them. The parts of a layer are loaded by name, private ones last: as a private part, this comes after the kernels.
 
     Args:
-        find_layers: callable that returns all layers of the model.
+        find_layers: callable that returns all layers that may have LoRA.
     """
 
     def __init__(self, find_layers: Callable[[], list[keras.layers.Layer]]):
@@ -54,7 +54,7 @@ class LoRACheckpoint(KerasSaveable):
                 for key, variable in keyed.items():
                     variable.assign(store[key])
             else:
-                first = layer.lora_embeddings_a if hasattr(layer, "lora_embeddings_a") else layer.lora_kernel_a
+                first = layer.lora_kernel_a
                 first.assign(keras.initializers.HeUniform()(first.shape, first.dtype))
 
 
