@@ -4,8 +4,9 @@
     KERAS_BACKEND=torch python benchmarks/attach.py stream --text TEXT_FILE PRESET [PRESET ...]
     python benchmarks/attach.py report
 
-`table` measures one text of 8,192 tokens, `stream` one of 100,000. Both write each figure to `docs/attach.json` as soon as
-they have it, and leave out what is there. `report` writes `docs/attach.md`'s tables and `docs/attach.png` from that file.
+`table` measures one text of 8,192 tokens, `stream` one of 100,000. Both write each figure to `docs/attach.json` as soon
+as they have it, and leave out what is there. `report` writes the tables of `docs/attach.md` and `docs/attach.png` from
+that file.
 """
 
 import argparse
@@ -21,8 +22,15 @@ TOKENS = 8192
 CHUNK = 2048
 STREAM = 49 * CHUNK
 SHAPES = ((256, 1), (128, 1), (512, 1), (64, 0))
-DEFAULTS = {"block_size": 256, "memory_segments": 1, "fam_length": 16, "memory_gate": -4.0, "sink_token_id": True}
-GATES = (-6.0, -4.0, -3.0, 0.0)
+# Of `from_preset` on a stock preset with rotary positions.
+DEFAULTS = {
+    "block_size": 1024,
+    "memory_segments": 3,
+    "fam_length": 64,
+    "memory_gate": -4.0,
+    "sink_token_id": True,
+}
+GATES = (-6.0, -5.0, -4.0, -3.0, 0.0)
 
 
 def settings():
@@ -37,7 +45,7 @@ def settings():
         for gate in GATES:
             arguments = {"block_size": 256, "memory_segments": 1, "fam_length": length, "sink_token_id": True}
             rows.append((f"FAM {length} gate {gate:g}", {**arguments, "memory_gate": gate}))
-    return rows
+    return [*rows, ("default", DEFAULTS)]
 
 
 class Measured:
@@ -160,6 +168,84 @@ def stream(model, name, options):
     for end, span in spans.items():
         if end not in done.get("stock", {}):
             _store(("stream", name, "stock", end), _mean(model.of_windows(ids[span], options.every)))
+
+
+# === Report ===
+
+
+def report():
+    """The tables between the marks in `docs/attach.md`, and the picture."""
+    results, path = _stored(), DOCS / "attach.md"
+    text = path.read_text(encoding="utf-8")
+    for name, lines in (("table", _table_lines(results["table"])), ("stream", _stream_lines(results["stream"]))):
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        before, rest = text.split(begin)
+        text = before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
+    path.write_text(text, encoding="utf-8")
+    _draw(results)
+
+
+def _table_lines(found):
+    models = list(found)
+    lines = ["| | " + " | ".join(models) + " |", "|---|" + "---|" * len(models)]
+    marks = {model: found[model]["stock"][0] for model in models}
+    lines.append("| stock, windows of 2,048 (the mark) | " + " | ".join(f"{x:.3f}" for x in marks.values()) + " |")
+    for row, _ in settings():
+        cells = [f"{found[model][row][0] - marks[model]:+.3f}" if row in found[model] else "" for model in models]
+        if any(cells):
+            lines.append(f"| {label(row)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def label(row):
+    """A row's name in words."""
+    kind, *rest = row.split()
+    if kind == "BSWA":
+        return f"BSWA, B={rest[0]}, m={rest[1]}" + (", sink" if "sink" in rest else "")
+    if kind == "default":
+        return "`from_preset`'s defaults: FAM, B=1,024, m=3, N=64, sink, gate -4"
+    return f"FAM, B=256, m=1, N={rest[0]}, sink, gate {rest[2]}"
+
+
+def _stream_lines(found):
+    lines = ["| | tokens 2,048 to 10,240 | the last 8,192 |", "|---|---|---|"]
+    for model, rows in found.items():
+        for kind, name in (("FAM", "one stream"), ("stock", "stock, windows of 2,048")):
+            cells = [f"{rows[kind][end][0]:.3f}" if end in rows.get(kind, {}) else "" for end in ("start", "end")]
+            lines.append(f"| {model}, {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _draw(results):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    models = list(results["table"])
+    rows = [row for row, _ in settings() if any(row in results["table"][model] for model in models)]
+    for model, marker in zip(models, "os"):
+        found = results["table"][model]
+        points = [(found[row][0] - found["stock"][0], place) for place, row in enumerate(rows) if row in found]
+        left.plot(*zip(*points), marker, label=model)
+    left.set_yticks(range(len(rows)), [label(row) for row in rows], fontsize=8)
+    left.invert_yaxis()
+    left.axvline(0, color="gray", linewidth=1)
+    left.set_xscale("symlog", linthresh=0.1)
+    left.set_xlabel("nats a token above the stock model in windows of 2,048 (linear to 0.1, then logarithmic)")
+    left.legend()
+    for (model, found), color in zip(results["stream"].items(), ("C0", "C1")):
+        chunks = found["FAM"]["chunks"]
+        right.plot(np.arange(len(chunks)) * CHUNK, chunks, color=color, label=f"{model}, one stream, FAM untrained")
+        for end, place in (("start", CHUNK), ("end", STREAM - TOKENS)):
+            if end in found.get("stock", {}):
+                label_ = f"{model}, stock, windows of 2,048" if end == "start" else None
+                right.plot([place, place + TOKENS], [found["stock"][end][0]] * 2, "--", color=color, label=label_)
+    right.set_xlabel("tokens read")
+    right.set_ylabel("nats a token, mean over 2,048")
+    right.legend()
+    figure.savefig(DOCS / "attach.png", dpi=100)
 
 
 def main():

@@ -112,6 +112,7 @@ def int8(preset, ids):
 
 
 def _train(lm, ids, steps=2):
+    lm.preprocessor = None  # The ids are made already.
     lm.enable_lora(rank=8)
     lm.compile(
         optimizer=keras.optimizers.Adam(1e-3),
