@@ -236,8 +236,7 @@ def _draw(results):
     left.set_yticks(range(len(rows)), [label(row) for row in rows], fontsize=8)
     left.invert_yaxis()
     left.axvline(0, color="gray", linewidth=1)
-    left.set_xscale("symlog", linthresh=0.1)
-    left.set_xlabel("nats a token above the stock model in windows of 2,048 (linear to 0.1, then logarithmic)")
+    left.set_xlabel("nats a token above the stock model in windows of 2,048")
     left.legend()
     for (model, found), color in zip(streams.items(), ("C0", "C1")):
         right = axes[0, 1]

@@ -47,7 +47,7 @@ def enable_lora(lm, _):
 
 
 def one_layer(lm, _):
-    dense = lm.backbone.transformer_layers[0].query
+    dense = lm.backbone.transformer_layers[0].parts.query
     dense.enable_lora(2)
     random_lora(dense)
 
