@@ -233,7 +233,7 @@ def test_the_page_s_example(tmp_path):
     page = (ROOT / "docs" / "distribution.md").read_text()
     code = re.search(r"<!-- run: model parallel -->\n```python\n(.*?)```", page, re.DOTALL).group(1)
     names = {"texts": ["the quick brown fox"] * 2}
-    exec(code.replace("gemma_2b_en", gemma_preset(tmp_path / "gemma", num_layers=1)), names)
+    exec(code.replace("gemma_2b_en", gemma_preset(tmp_path / "gemma", num_layers=1)).replace("500", "20"), names)
     assert names["lm"].backbone.lora_enabled and keras.distribution.distribution() is None
 
 
