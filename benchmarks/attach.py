@@ -27,7 +27,7 @@ DEFAULTS = {
     "block_size": 1024,
     "memory_segments": 3,
     "fam_length": 64,
-    "memory_gate": -4.0,
+    "memory_gate": -6.0,
     "sink_token_id": True,
 }
 GATES = (-6.0, -5.0, -4.0, -3.0, 0.0)
@@ -203,7 +203,7 @@ def label(row):
     if kind == "BSWA":
         return f"BSWA, B={rest[0]}, m={rest[1]}" + (", sink" if "sink" in rest else "")
     if kind == "default":
-        return "`from_preset`'s defaults: FAM, B=1,024, m=3, N=64, sink, gate -4"
+        return "`from_preset`'s defaults: FAM, B=1,024, m=3, N=64, sink, gate -6"
     return f"FAM, B=256, m=1, N={rest[0]}, sink, gate {rest[2]}"
 
 

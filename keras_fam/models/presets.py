@@ -15,9 +15,8 @@ from keras_fam.files.folders import read_folder, replace_folder
 from keras_fam.files.old_weights import with_names_of_today
 from keras_fam.memory.options import MEMORY_ARGUMENTS, RUN_ARGUMENTS, ModelOptions
 
-# Where the gate of a stock preset starts, if none is given: FAM that was never trained costs little behind it, and the
-# gate is open enough to learn. `docs/attach.md` has the measurements.
-MEMORY_GATE = -4.0
+# Where the gate of a stock preset starts, if none is given: the value that cost least of those in `docs/attach.md`.
+MEMORY_GATE = -6.0
 
 # What a save writes as a whole: none of it is kept beside a newer one. Tokenizers and a user's own files are.
 _SUPERSEDED = (
