@@ -177,7 +177,10 @@ def report():
     """The tables between the marks in `docs/attach.md`, and the picture."""
     results, path = _stored(), DOCS / "attach.md"
     text = path.read_text(encoding="utf-8")
-    for name, lines in (("table", _table_lines(results["table"])), ("stream", _stream_lines(results["stream"]))):
+    for name, lines in (
+        ("table", _table_lines(results["table"])),
+        ("stream", _stream_lines(results.get("stream", {}))),
+    ):
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, rest = text.split(begin)
         text = before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
@@ -222,7 +225,9 @@ def _draw(results):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    streams = results.get("stream", {})
+    figure, axes = pyplot.subplots(1, 2 if streams else 1, figsize=(12, 5), layout="constrained", squeeze=False)
+    left, right = axes[0, 0], axes[0, -1]
     models = list(results["table"])
     rows = [row for row, _ in settings() if any(row in results["table"][model] for model in models)]
     for model, marker in zip(models, "os"):
@@ -235,16 +240,17 @@ def _draw(results):
     left.set_xscale("symlog", linthresh=0.1)
     left.set_xlabel("nats a token above the stock model in windows of 2,048 (linear to 0.1, then logarithmic)")
     left.legend()
-    for (model, found), color in zip(results["stream"].items(), ("C0", "C1")):
+    for (model, found), color in zip(streams.items(), ("C0", "C1")):
         chunks = found["FAM"]["chunks"]
         right.plot(np.arange(len(chunks)) * CHUNK, chunks, color=color, label=f"{model}, one stream, FAM untrained")
         for end, place in (("start", CHUNK), ("end", STREAM - TOKENS)):
             if end in found.get("stock", {}):
                 label_ = f"{model}, stock, windows of 2,048" if end == "start" else None
                 right.plot([place, place + TOKENS], [found["stock"][end][0]] * 2, "--", color=color, label=label_)
-    right.set_xlabel("tokens read")
-    right.set_ylabel("nats a token, mean over 2,048")
-    right.legend()
+    if streams:
+        right.set_xlabel("tokens read")
+        right.set_ylabel("nats a token, mean over 2,048")
+        right.legend()
     figure.savefig(DOCS / "attach.png", dpi=100)
 
 
