@@ -238,6 +238,7 @@ def _draw(results):
     left.invert_yaxis()
     left.axvline(0, color="gray", linewidth=1)
     left.set_xscale("symlog", linthresh=0.1)
+    left.set_xticks([0, 0.05, 0.1, 0.2, 0.5, 1, 2], ["0", "0.05", "0.1", "0.2", "0.5", "1", "2"])
     left.set_xlabel("nats a token above the stock model in windows of 2,048 (linear to 0.1, then logarithmic)")
     left.legend()
     for (model, found), color in zip(streams.items(), ("C0", "C1")):
