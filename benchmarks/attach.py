@@ -27,7 +27,7 @@ DEFAULTS = {
     "block_size": 1024,
     "memory_segments": 3,
     "fam_length": 64,
-    "memory_gate": -4.0,
+    "memory_gate": -6.0,
     "sink_token_id": True,
 }
 GATES = (-6.0, -5.0, -4.0, -3.0, 0.0)
@@ -177,9 +177,10 @@ def report():
     """The tables between the marks in `docs/attach.md`, and the picture."""
     results, path = _stored(), DOCS / "attach.md"
     text = path.read_text(encoding="utf-8")
-    lines_of = {"table": _table_lines, "stream": _stream_lines}
-    for name in results:
-        lines = lines_of[name](results[name])
+    for name, lines in (
+        ("table", _table_lines(results["table"])),
+        ("stream", _stream_lines(results.get("stream", {}))),
+    ):
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, rest = text.split(begin)
         text = before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
@@ -226,7 +227,7 @@ def _draw(results):
 
     streams = results.get("stream", {})
     figure, axes = pyplot.subplots(1, 2 if streams else 1, figsize=(12, 5), layout="constrained", squeeze=False)
-    left = axes[0, 0]
+    left, right = axes[0, 0], axes[0, -1]
     models = list(results["table"])
     rows = [row for row, _ in settings() if any(row in results["table"][model] for model in models)]
     for model, marker in zip(models, "os"):
@@ -236,16 +237,18 @@ def _draw(results):
     left.set_yticks(range(len(rows)), [label(row) for row in rows], fontsize=8)
     left.invert_yaxis()
     left.axvline(0, color="gray", linewidth=1)
-    left.set_xlabel("nats a token above the stock model in windows of 2,048")
+    left.set_xscale("symlog", linthresh=0.1)
+    left.set_xticks([0, 0.05, 0.1, 0.2, 0.5, 1, 2], ["0", "0.05", "0.1", "0.2", "0.5", "1", "2"])
+    left.set_xlabel("nats a token above the stock model in windows of 2,048 (linear to 0.1, then logarithmic)")
     left.legend()
     for (model, found), color in zip(streams.items(), ("C0", "C1")):
-        right = axes[0, 1]
         chunks = found["FAM"]["chunks"]
         right.plot(np.arange(len(chunks)) * CHUNK, chunks, color=color, label=f"{model}, one stream, FAM untrained")
         for end, place in (("start", CHUNK), ("end", STREAM - TOKENS)):
             if end in found.get("stock", {}):
                 label_ = f"{model}, stock, windows of 2,048" if end == "start" else None
                 right.plot([place, place + TOKENS], [found["stock"][end][0]] * 2, "--", color=color, label=label_)
+    if streams:
         right.set_xlabel("tokens read")
         right.set_ylabel("nats a token, mean over 2,048")
         right.legend()

@@ -5,7 +5,6 @@ import inspect
 import numbers
 import os
 
-import keras
 import keras_hub
 from keras_hub.src.utils.preset_utils import get_preset_loader
 
@@ -16,8 +15,7 @@ from keras_fam.files.folders import read_folder, replace_folder
 from keras_fam.files.old_weights import with_names_of_today
 from keras_fam.memory.options import MEMORY_ARGUMENTS, RUN_ARGUMENTS, ModelOptions
 
-# Where the gate of a stock preset starts, if none is given: FAM that was never trained costs little behind it.
-# `docs/attach.md` has the measurements.
+# Where the gate of a stock preset starts, if none is given: the value that cost least of those in `docs/attach.md`.
 MEMORY_GATE = -6.0
 
 # What a save writes as a whole: none of it is kept beside a newer one. Tokenizers and a user's own files are.
@@ -56,17 +54,24 @@ def load_task(cls, load_saved, preset, load_weights, arguments):
     loader, stock_cls = _find(cls.backbone_cls, preset)
     if stock_cls is None:
         _check_agreement(loader.config["config"], memory)
-        if memory:
-            dtype = {name: rest.pop(name) for name in ("dtype",) if name in rest}
-            rest["backbone"] = cls.backbone_cls.from_preset(preset, load_weights, **memory, **dtype)
-        return load_saved(preset, load_weights, **rest)
+        if not memory:
+            return load_saved(preset, load_weights, **rest)
     check_keywords(rest, (*MEMORY_ARGUMENTS, "dtype", "preprocessor", "compile", "name", "trainable"))
     backbone_arguments = {"dtype": rest.pop("dtype")} if "dtype" in rest else {}
     if "preprocessor" not in rest:
-        rest["preprocessor"] = keras_hub.models.CausalLMPreprocessor.from_preset(preset)
-    memory = {"sink_token_id": _start_token_id(rest["preprocessor"]), **memory}
-    load = functools.partial(stock_cls.from_preset, preset, load_weights, **backbone_arguments)
-    return cls(_with_memory(cls.backbone_cls, stock_cls, loader, memory, load), **rest)
+        preprocessor_cls = keras_hub.models.CausalLMPreprocessor
+        # KerasHub finds no preprocessor for a FAMBackbone by itself; the preset says which one it is.
+        saved = stock_cls is None
+        rest["preprocessor"] = (
+            loader.load_preprocessor(preprocessor_cls) if saved else preprocessor_cls.from_preset(preset)
+        )
+    if stock_cls is None:
+        backbone = cls.backbone_cls.from_preset(preset, load_weights, **memory, **backbone_arguments)
+    else:
+        memory = {"sink_token_id": _start_token_id(rest["preprocessor"]), **memory}
+        load = functools.partial(stock_cls.from_preset, preset, load_weights, **backbone_arguments)
+        backbone = _with_memory(cls.backbone_cls, stock_cls, loader, memory, load)
+    return cls(backbone, **rest)
 
 
 def save_preset(save, preset_dir, max_shard_size):
@@ -148,17 +153,6 @@ def _fitting(memory, defaults, table_length):
 def _start_token_id(preprocessor):
     """The start token of a preprocessor's tokenizer, or None."""
     return getattr(getattr(preprocessor, "tokenizer", None), "start_token_id", None)
-
-
-def stock_config(fam_cls: type, preset: str) -> tuple[type, dict]:
-    """The stock backbone's class and configuration, out of a stock preset or a saved FAM preset; no weight is read."""
-    loader, stock_cls = _find(fam_cls, preset)
-    if stock_cls is None:
-        stock = loader.config["config"]["backbone"]
-        return keras.saving.get_registered_object(stock["registered_name"]), stock["config"]
-    if "registered_name" in loader.config:
-        return stock_cls, loader.config["config"]
-    return stock_cls, loader.converter.convert_backbone_config(loader.config)  # Another format than KerasHub's own.
 
 
 def _split(arguments):
