@@ -3,7 +3,7 @@
 from keras_fam import data
 from keras_fam._version import __version__
 from keras_fam.families import register_family
-from keras_fam.files import load_state, save_state
+from keras_fam.files.states import load_state, save_state
 from keras_fam.layers.attention import FeedbackAttention
 from keras_fam.layers.decoder_block import FAMDecoderBlock
 from keras_fam.layers.prompt import FAMPrompt
@@ -31,3 +31,7 @@ __all__ = [
     "save_state",
     "__version__",
 ]
+
+
+def __dir__():
+    return sorted(__all__)

@@ -5,6 +5,7 @@ import os
 import keras
 import numpy as np
 from keras import ops
+from keras.src.backend import in_symbolic_scope
 
 from keras_fam.backend.buffers import is_concrete, to_host
 
@@ -195,7 +196,11 @@ def check_token_ids(token_ids, vocabulary_size, name="token_ids"):
 
 
 def check_ids_shape(token_ids, name="token_ids"):
-    """What can be said of token ids without their values: rank 2 and an integer dtype."""
+    """What can be said of token ids without their values: rank 2 and an integer dtype.
+
+    While Keras builds a model it asks for shapes alone. Under tensorflow's `MirroredStrategy` it then shows an average
+    of ids over the devices, in float64.
+    """
     if not hasattr(token_ids, "shape"):
         try:
             token_ids = np.asarray(token_ids)
@@ -211,7 +216,7 @@ def check_ids_shape(token_ids, name="token_ids"):
         )
     dtype = token_ids.dtype
     dtype = dtype.name if hasattr(dtype, "kind") else keras.backend.standardize_dtype(dtype)
-    if "int" not in str(dtype) and not isinstance(token_ids, keras.KerasTensor):
+    if "int" not in str(dtype) and not isinstance(token_ids, keras.KerasTensor) and not in_symbolic_scope():
         raise TypeError(f"`{name}` must hold integers. Received: {name} of dtype {dtype}.")
     return token_ids
 

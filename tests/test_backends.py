@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from helpers.gradients import loss_and_gradients
-from helpers.models import FAMILIES, fam_backbone, inputs, token_ids
+from helpers.models import fam_backbone, inputs, token_ids
 from keras import ops
 
 
@@ -24,9 +24,12 @@ def outputs_and_gradients(family):
         backbone, inputs(ids, mask), lambda hidden: ops.mean(hidden * ops.convert_to_tensor(head)), training=True
     )
     hidden = ops.convert_to_numpy(backbone(inputs(ids, mask)))
+    # An untied head has no part in hidden states: no gradient, or one of zeros.
+    gradients = {path: g for path, g in gradients.items() if not path.endswith("reverse_embeddings")}
     return {"loss": np.asarray(loss), "hidden": hidden, **{f"gradient of {path}": g for path, g in gradients.items()}}
 
 
+COMPARED = ["gemma", "gemma2", "gemma3", "gpt2", "llama3"]  # Every part that a layer of any family has.
 NEXT_BACKEND = {"jax": "tensorflow", "tensorflow": "torch", "torch": "jax"}
 
 
@@ -36,7 +39,7 @@ def test_agreement_with_the_next_backend(tmp_path):
         pytest.fail(f"{backend} is not installed: install keras-fam with all three backends to test it")
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, __file__, str(tmp_path)], env=environment, check=True, capture_output=True)
-    for family in FAMILIES:
+    for family in COMPARED:
         here = outputs_and_gradients(family)
         with np.load(tmp_path / f"{family}.npz") as there:
             assert set(here) == set(there.files)
@@ -45,5 +48,5 @@ def test_agreement_with_the_next_backend(tmp_path):
 
 
 if __name__ == "__main__":
-    for name in FAMILIES:
+    for name in COMPARED:
         np.savez(os.path.join(sys.argv[1], f"{name}.npz"), **outputs_and_gradients(name))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import keras_fam
+from keras_fam.families import _FAMILIES, backbone_classes
 
 # === State files ===
 
@@ -157,4 +158,6 @@ def test_lora_weights_of_another_rank_or_target(lora_file):
 
 def test_every_family_is_named():
     """The table of supported families that messages and this file go by."""
-    assert {cls.__name__ for cls, _ in FAMILIES.values()} == {"GemmaBackbone", "GPT2Backbone"}
+    names = {cls.__name__ for cls, _ in FAMILIES.values()}
+    assert names == {each.__name__ for family in _FAMILIES for each in backbone_classes(family)}
+    assert len(names) == 8

@@ -4,7 +4,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from helpers.models import fam_backbone, stock_backbone
+from helpers.models import fam_backbone, stock_backbone, weights_by_path
 from helpers.presets import gpt2_preset
 from helpers.refusals import refused, snapshot
 
@@ -227,15 +227,35 @@ def saved_preset(tmp_path_factory, lm):
         ("block_size", 4, 8),
         ("memory_segments", 1, 0),
         ("fam_length", 3, 0),
-        ("random_state_passing", 0.0, 0.5),
-        ("random_position_offset", False, True),
-        ("stop_gradient_memory", False, True),
-        ("truncate_bptt", None, 2),
+        ("sink_token_id", None, 1),
+        ("memory_gate", None, -2.0),
     ],
 )
 @pytest.mark.parametrize("cls", [keras_fam.FAMBackbone, keras_fam.FAMCausalLM])
 def test_arguments_that_disagree_with_a_saved_preset(saved_preset, cls, name, saved, value):
     refused(lambda: cls.from_preset(saved_preset, **{name: value}), name, repr(saved), repr(value))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(random_state_passing=0.5),
+        dict(random_position_offset=True, stop_gradient_memory=True),
+        dict(truncate_bptt=2, memory_span=4.0),
+        dict(stateful_batch_size=3),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("cls", [keras_fam.FAMBackbone, keras_fam.FAMCausalLM])
+def test_options_of_a_run_may_differ_from_a_saved_preset_s(saved_preset, lm, cls, options):
+    loaded = cls.from_preset(
+        saved_preset, **({"preprocessor": None} if cls is keras_fam.FAMCausalLM else {}), **options
+    )
+    backbone = getattr(loaded, "backbone", loaded)
+    config = backbone.get_config()
+    assert all(config[name] == value for name, value in options.items())
+    weights = weights_by_path(backbone)
+    assert all(np.array_equal(weights[path], value) for path, value in weights_by_path(lm.backbone).items())
 
 
 def test_a_preset_that_is_not_there(tmp_path):

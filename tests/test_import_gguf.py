@@ -1,14 +1,14 @@
 """Tiny GGUF files become presets that stock KerasHub loads: config, weights, tokenizer, logits, and every refusal."""
 
-import gguf_files
 import keras
 import keras_hub
 import numpy as np
 import pytest
-from gguf_reference import logits
+from helpers import gguf_files
+from helpers.gguf_reference import logits
+from helpers.refusals import files
 from keras import ops
 from keras_hub.src.models.llama.llama_rotary_embedding import LlamaRotaryEmbedding
-from refusals import files
 
 from keras_fam.tools.import_gguf import import_gguf, main
 

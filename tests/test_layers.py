@@ -290,23 +290,15 @@ def test_the_prompt_is_shared_by_rows_or_given_for_each():
 
 def copy_weights(block, stock_layer):
     """The weights of a converted stock layer, in the shapes of a block made from its hyperparameters."""
-    attention, stock = block.attention, stock_layer.attention
-    for name in ("query_dense", "key_dense", "value_dense", "output_dense"):
-        mine, theirs = getattr(attention, name), getattr(stock, name)
-        kernel = numpy(theirs.kernel)
+    for name, mine in block.parts.layers().items():
+        weights = getattr(stock_layer.parts, name).get_weights()
+        if name.endswith("_norm") and block.normalization == "rms_norm":
+            weights = [weight + 1.0 for weight in weights]  # Gemma stores its scales less one.
         # keras_hub's GPT-2 has the hidden dimension before the heads, here and in Gemma it is behind them.
-        mine.kernel.assign(kernel if kernel.shape == mine.kernel.shape else np.swapaxes(kernel, 0, 1))
-        if mine.bias is not None:
-            mine.bias.assign(theirs.bias)
-    for name in ("ffw_gating", "ffw_gating_2", "ffw_linear"):
-        if getattr(block, name) is not None:
-            getattr(block, name).set_weights(getattr(stock_layer, name).get_weights())
-    for name in ("pre_attention_norm", "post_attention_norm", "pre_ffw_norm", "post_ffw_norm"):
-        if getattr(block, name) is not None:
-            # Gemma stores its scales less one.
-            shift = 1.0 if block.normalization == "rms_norm" else 0.0
-            weights = getattr(stock_layer, name).get_weights()
-            getattr(block, name).set_weights([weight + shift for weight in weights])
+        shapes = [tuple(weight.shape) for weight in mine.weights]
+        weights = [w if w.shape == shape else np.swapaxes(w, 0, 1) for w, shape in zip(weights, shapes)]
+        if weights:
+            mine.set_weights(weights)
 
 
 @pytest.mark.parametrize("family", ["gemma", "gemma2", "gpt2"])

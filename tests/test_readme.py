@@ -38,6 +38,10 @@ def test_snippets(tmp_path, monkeypatch):
     assert Path("loss.png").exists() and Path("attention.png").exists()
     exec(snippet("layers"), names)
     assert names["model"].predict_on_batch(np.ones((2, 300), "int32")).shape == (2, 300, 50)
+    whole = np.concatenate([np.asarray(chunk) for chunk in names["chunks"]], axis=1)
+    exec(snippet("layer-stream"), names)
+    last = names["model"].predict_on_batch(whole.astype("int32"))[:, -1]
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(names["logits"])[:, -1], last, rtol=1e-4, atol=1e-4)
 
 
 def examples():

@@ -9,6 +9,8 @@
 - Recomputation (`rematerialize`). jax on CPU: a branch that waits for the gradient. torch: Keras's own, without kept
   frames. tensorflow: Keras's own.
 - Inference (`compiled`). `jax.jit` of the variables' values, `tf.function`, `torch.no_grad`.
+- Several devices (`devices`). jax: rows of a stream go where `keras.distribution` says.
+- Parameters (`parameters`). torch: a model's variables are registered where torch asks for them.
 - Dropout in loops (`random`). On all three the seeds are drawn outside.
 """
 

@@ -70,6 +70,8 @@ def is_concrete(x) -> bool:
         return not tf.is_tensor(x) or hasattr(x, "numpy")
     import torch
 
+    if torch.compiler.is_compiling():
+        return False
     return not isinstance(x, torch._subclasses.FakeTensor) and str(getattr(x, "device", "cpu")) != "meta"
 
 

@@ -6,7 +6,6 @@ The choices were measured: see `benchmarks/`. Grouped queries go without repeati
 from typing import NamedTuple
 
 import keras
-import ml_dtypes
 from keras import ops
 
 from keras_fam.backend import on_jax_cpu
@@ -15,6 +14,7 @@ from keras_fam.types import Tensor
 
 # Large enough to vanish after softmax in float32, small enough not to overflow when soft caps or biases are added.
 MASKED_SCORE = -1e9
+MASKED_SCORE_IN_FLOAT16 = -32752.0  # half of the lowest number
 # On jax's CPU: from this many scores a head on, one head after another beats all heads at once.
 SCORES_FOR_SINGLE_HEADS = 1 << 17
 
@@ -140,7 +140,7 @@ def _cap(scores, soft_cap):
 
 def _bias(mask, dtype, key_bias=None):
     """What is added to scores: 0 (or `key_bias`) where `mask` is True, else nearly minus infinity."""
-    masked = max(MASKED_SCORE, float(ml_dtypes.finfo(keras.backend.standardize_dtype(dtype)).min) / 2)
+    masked = MASKED_SCORE_IN_FLOAT16 if keras.backend.standardize_dtype(dtype) == "float16" else MASKED_SCORE
     return ops.cast(ops.where(mask, 0.0 if key_bias is None else key_bias, masked), dtype)
 
 

@@ -43,10 +43,12 @@ def rematerialize_blocks_alone(layer):
 
 
 def _twice_on_jax_cpu(compute):
-    """`jax.checkpoint` for XLA on CPU, which drops the barriers that hold a second computation back until it is due.
+    """`jax.checkpoint` for XLA on CPU: a layer's second computation runs inside a branch.
 
-    It then plans memory for all layers at once. A branch taken on a condition that it cannot know before the gradient
-    of the layer's outputs is there stays whole, and its memory is free for the next layer's.
+    XLA on CPU drops the barriers by which `jax.checkpoint` holds a second computation back until it is due. It then
+    plans memory for the second computations of all layers at once. It does not look into a branch whose condition is
+    not known. Here the condition is made from the gradient of the layer's outputs, so the branch runs when that
+    gradient is there, and its memory is free again for the next layer's.
     """
     import jax
 
@@ -75,7 +77,11 @@ def _twice_on_jax_cpu(compute):
 
 
 def _leaving_no_frames(compute):
-    """torch ends a second computation by an exception; Keras ties that to its frames, and so to all tensors in them."""
+    """`compute` whose exceptions keep no tensors.
+
+    torch ends a second computation by an exception. Keras keeps that exception, and with it its frames and all tensors
+    in them, so the frames are cleared.
+    """
 
     def call(*args):
         try:

@@ -1,18 +1,21 @@
 """Long documents as continuous streams of batches, for corpora larger than memory."""
 
-import os
+import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_fam.checks import check_integer, check_sequence
+from keras_fam.checks import check_flag, check_integer, check_keywords, check_probability
+from keras_fam.data.checks import MAX_INT, check_ids, check_size
+from keras_fam.data.document_files import Paths, check_text, deal_files, find_files, split_files
 from keras_fam.data.tokenizing import check_tokenizer, read_pieces
 
 Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
+SUBSETS = ("training", "validation")
 
 
 class DocumentStream(keras.utils.PyDataset):
@@ -30,23 +33,35 @@ class DocumentStream(keras.utils.PyDataset):
     the next batch; weights, float32 `[batch_size, L]`, 0 on padding and on a document's last token.
 
     `fit(stream, shuffle=False)` reads every document once an epoch. Without `shuffle=False` Keras would take the
-    batches in random order: the stream refuses. Keras has to know the number of batches, so at its first use all
-    documents are tokenized once only to count them; `as_tf_data` and `as_torch_loader` give the same batches without.
+    batches in random order: the stream refuses. Keras has to know the number of batches, for its progress bar too, so
+    at its first use, and before the first step of training, all documents are tokenized once only to count them: a
+    file that is broken further on is found then. `as_tf_data` and `as_torch_loader` give the same batches without;
+    there the progress bar knows the number from the second epoch on.
 
     Args:
-        paths: sequence of paths of text files in UTF-8.
+        paths: the documents, text files in UTF-8: a folder, for all files `*.txt` in and below it, sorted by path; a
+            glob pattern such as `"books/**/*.md"`, sorted as well; or a sequence of paths, in its own order.
         tokenizer: a KerasHub tokenizer, or a callable from a str to token ids; without padding or special tokens.
         batch_size: int, rows.
-        sequence_length: int, tokens per row and batch, L.
-        seed: int, to read each row's documents in another random order in every epoch, or None for the order given.
-        start_token_id, end_token_id: int, put in front of and behind every document, or None.
+        sequence_length: int, tokens per row and batch, L. A batch has at most 2**31 - 1 tokens.
+        seed: int, draws the order of documents and the split, or None for the order given.
+        start_token_id: int, put in front of every document, or None.
+        end_token_id: int, put behind every document, or None.
         chunk_size: int, characters that are read at once. Only a word of at least this length may be cut between two
             pieces.
+        shuffle: bool, whether each row reads its documents in another random order in every epoch. None for whether
+            there is a `seed`. True without a seed draws one from Python's `random`, which
+            `keras.utils.set_random_seed` fixes.
+        validation_split: float in (0, 1), share of the documents that are held out for validation, at least one: drawn
+            by `seed`, or the last ones if it is None. Documents stay whole.
+        subset: `"training"` or `"validation"`, which documents this stream reads, if `validation_split` is given; None
+            if it is not. `DocumentStream.both` makes the two streams.
 
     Raises:
-        FileNotFoundError: a file that is not there.
-        TypeError, ValueError: an argument of another type or out of range; no paths; a file that is empty or no UTF-8
-            text. Of each file the first chunk is checked at construction, the rest when it is read.
+        FileNotFoundError: a file of a list that is not there.
+        TypeError, ValueError: an argument of another type or out of range; no files; a file that is empty or no UTF-8
+            text; ids of the tokenizer that are no integers in 0 to 2**31 - 1. Of each file the first chunk is checked
+            at construction, the rest when it is read.
 
     Example:
 
@@ -54,7 +69,7 @@ class DocumentStream(keras.utils.PyDataset):
     with open("long.txt", "w") as file:
         file.write("a long document " * 100)
     tokenizer = keras_hub.tokenizers.ByteTokenizer()
-    stream = keras_fam.data.DocumentStream(["long.txt"], tokenizer, batch_size=1, sequence_length=64)
+    stream = keras_fam.data.DocumentStream(".", tokenizer, batch_size=1, sequence_length=64)
     for inputs, targets, weights in stream:
         tokens = inputs["token_ids"]
     ```
@@ -62,7 +77,7 @@ class DocumentStream(keras.utils.PyDataset):
 
     def __init__(
         self,
-        paths: Sequence[str | os.PathLike],
+        paths: Paths,
         tokenizer: Any,
         batch_size: int,
         sequence_length: int,
@@ -70,23 +85,81 @@ class DocumentStream(keras.utils.PyDataset):
         start_token_id: int | None = None,
         end_token_id: int | None = None,
         chunk_size: int = 65_536,
+        shuffle: bool | None = None,
+        validation_split: float | None = None,
+        subset: str | None = None,
     ):
         super().__init__()
         self.tokenize = check_tokenizer(tokenizer)
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.sequence_length = check_integer("sequence_length", sequence_length, 1)
+        check_size(batch_size=self.batch_size, sequence_length=self.sequence_length)
         self.seed = None if seed is None else check_integer("seed", seed, 0)
         self.start_ids = _special("start_token_id", start_token_id)
         self.end_ids = _special("end_token_id", end_token_id)
-        self.chunk_size = check_integer("chunk_size", chunk_size, 1)
-        self.paths = _check_paths(paths)
+        self.chunk_size = check_integer("chunk_size", chunk_size, 1, MAX_INT)
+        self.shuffle = seed is not None if shuffle is None else check_flag("shuffle", shuffle)
+        self._order_seed = random.getrandbits(32) if self.shuffle and seed is None else self.seed
+        _check_split(validation_split, subset)
+        self.paths = find_files(paths)
+        if subset is not None:
+            self.paths = split_files(self.paths, validation_split, subset, self.seed)
         for path in self.paths:
-            _check_text(path, self.chunk_size)
-        self.rows = _deal(self.paths, self.batch_size)
+            check_text(path, self.chunk_size)
+        self.rows = deal_files(self.paths, self.batch_size)
         self._num_batches = None
         self._lock = threading.Lock()
         self._epochs = self._counted_epochs()
         self._readers = []  # (index of the next batch, reader), the one used last at the end
+
+    @classmethod
+    def both(
+        cls,
+        paths: Paths,
+        tokenizer: Any,
+        batch_size: int,
+        sequence_length: int,
+        validation_split: float,
+        seed: int | None = None,
+        **options: Any,
+    ) -> tuple["DocumentStream", "DocumentStream"]:
+        """The two subsets of one corpus: for `fit(training, validation_data=validation, shuffle=False)`.
+
+        Args:
+            paths: see `DocumentStream`, as are the others.
+            tokenizer: a tokenizer.
+            batch_size: int.
+            sequence_length: int.
+            validation_split: float in (0, 1).
+            seed: int, or None.
+            options: `start_token_id`, `end_token_id`, `chunk_size` and `shuffle`. The last is for training alone:
+                validation keeps the order given.
+
+        Returns:
+            `(training, validation)`.
+
+        Raises:
+            FileNotFoundError, TypeError, ValueError: see `DocumentStream`; less than two documents.
+
+        Example:
+
+        ```python
+        for name in ("one", "two", "three"):
+            with open(f"{name}.txt", "w") as file:
+                file.write(f"a long document, number {name} " * 100)
+        tokenizer = keras_hub.tokenizers.ByteTokenizer()
+        training, validation = keras_fam.data.DocumentStream.both(".", tokenizer, 1, 64, validation_split=0.3, seed=0)
+        len(training.paths), len(validation.paths)  # 2, 1
+        ```
+        """
+        check_keywords(options, ("start_token_id", "end_token_id", "chunk_size", "shuffle"))
+        shuffle = options.pop("shuffle", None)
+
+        def stream(subset, shuffle):
+            split = dict(validation_split=validation_split, subset=subset)
+            return cls(paths, tokenizer, batch_size, sequence_length, seed, shuffle=shuffle, **split, **options)
+
+        return stream("training", shuffle), stream("validation", False)
 
     # === Reading ===
 
@@ -107,8 +180,8 @@ class DocumentStream(keras.utils.PyDataset):
 
     def _read(self, epoch):
         rows = self.rows
-        if self.seed is not None:
-            rng = np.random.default_rng([self.seed, epoch])
+        if self.shuffle:
+            rng = np.random.default_rng([self._order_seed, epoch])
             rows = [[row[i] for i in rng.permutation(len(row))] for row in rows]
         for windows in zip_longest(*(self._row(row) for row in rows)):
             yield self._batch(windows)
@@ -123,13 +196,13 @@ class DocumentStream(keras.utils.PyDataset):
                     yield start, ids[: self.sequence_length + 1]
                     start, ids = 0, ids[self.sequence_length :]
             if not len(ids):
-                raise ValueError(f"`paths` must name files with at least one token. Received: {path!r}, with none.")
+                raise _no_tokens(path)
             yield start, ids
 
     def _tokens(self, path):
         yield self.start_ids
         for text in read_pieces(path, self.chunk_size):
-            yield check_sequence("tokenizer", self.tokenize(text))
+            yield check_ids("tokenizer", self.tokenize(text), "give")
         yield self.end_ids
 
     def _batch(self, windows):
@@ -158,14 +231,21 @@ class DocumentStream(keras.utils.PyDataset):
         return self._num_batches
 
     def _count(self, path):
-        return -(-sum(map(len, self._tokens(path))) // self.sequence_length)
+        length = sum(map(len, self._tokens(path)))
+        if not length:
+            raise _no_tokens(path)
+        return -(-length // self.sequence_length)
+
+    def __len__(self) -> int:
+        """See `num_batches`."""
+        return self.num_batches
 
     def __getitem__(self, index: int) -> Batch:
         """The batch after the one last asked for; index 0 begins an epoch.
 
         Keras begins and abandons passes to look at shapes, so a few may be open side by side.
         """
-        index = check_integer("index", index, 0)
+        index = check_integer("index", index, 0, MAX_INT)
         with self._lock:
             if index == 0:
                 reader = self._epochs()
@@ -210,40 +290,31 @@ class DocumentStream(keras.utils.PyDataset):
         return torch.utils.data.DataLoader(Batches(), batch_size=None, collate_fn=lambda batch: batch)
 
 
-# === Documents ===
+def _no_tokens(path):
+    return ValueError(f"`paths` must name files with at least one token. Received: {path!r}, with none.")
 
 
-def _check_paths(paths):
-    if isinstance(paths, (str, bytes, os.PathLike)) or not isinstance(paths, Sequence):
-        raise TypeError(f"`paths` must be a list of paths. Received: paths={paths!r} of type {type(paths).__name__}.")
-    if not paths:
-        raise ValueError("`paths` must hold at least one path. Received: none.")
-    for path in paths:
-        if not isinstance(path, (str, os.PathLike)):
-            raise TypeError(f"`paths` must hold paths. Received: {path!r} of type {type(path).__name__}.")
-    return [os.fspath(path) for path in paths]
-
-
-def _check_text(path, chunk_size):
-    """Looks at a file's size and at its first chunk."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"`paths` must name existing files. Received: {path!r}.")
-    pieces = read_pieces(path, chunk_size)
-    if next(pieces, None) is None:
-        raise ValueError(f"`paths` must name files that hold text. Received: {path!r}, which is empty.")
-    pieces.close()
-
-
-def _deal(paths, batch_size):
-    """Each row's documents, in the order given: the largest file first, to the row with the fewest bytes so far."""
-    rows, loads = [[] for _ in range(batch_size)], np.zeros(batch_size)
-    sizes = [os.path.getsize(path) for path in paths]
-    for index in sorted(range(len(paths)), key=lambda i: -sizes[i]):
-        row = int(loads.argmin())
-        rows[row].append(index)
-        loads[row] += sizes[index]
-    return [[paths[index] for index in sorted(row)] for row in rows]
+# === Arguments ===
 
 
 def _special(name, token_id):
-    return np.array([] if token_id is None else [check_integer(name, token_id, 0)], "int32")
+    return np.array([] if token_id is None else [check_integer(name, token_id, 0, MAX_INT)], "int32")
+
+
+def _check_split(validation_split, subset):
+    """Both or neither; `validation_split` in (0, 1)."""
+    if (validation_split is None) != (subset is None):
+        raise ValueError(
+            "`validation_split` and `subset` must be given together. Received: "
+            f"validation_split={validation_split}, subset={subset!r}."
+        )
+    if validation_split is None:
+        return
+    check_probability("validation_split", validation_split)
+    if validation_split in (0, 1):
+        raise ValueError(f"`validation_split` must lie in (0, 1). Received: validation_split={validation_split}.")
+    if not isinstance(subset, str) or subset not in SUBSETS:
+        raise ValueError(
+            "`subset` must be 'training' or 'validation', and `DocumentStream.both` makes both. Received: "
+            f"subset={subset!r}."
+        )

@@ -4,7 +4,15 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from keras_fam.checks import check_generator, check_integer, check_sequence, check_weight
+from keras_fam.checks import check_generator, check_integer
+from keras_fam.data.checks import (
+    MAX_INT,
+    MAX_WEIGHT,
+    check_ids,
+    check_iterable,
+    check_loss_weight,
+    to_array,
+)
 from keras_fam.types import Tensor
 
 
@@ -32,7 +40,8 @@ def repeat_random_segment(
         text, 0 for the prompt and `weight` for the repetition. See `pack`.
 
     Raises:
-        TypeError, ValueError: an argument of another type, shape or range; a text shorter than a segment.
+        TypeError, ValueError: an argument of another type, shape or range, ids beyond int32 among them; a text shorter
+            than a segment.
 
     Example:
 
@@ -42,11 +51,11 @@ def repeat_random_segment(
     token_ids, weights = keras_fam.data.repeat_random_segment(text, rng, prompt_ids=[2001, 2002])
     ```
     """
-    token_ids = check_sequence("token_ids", token_ids)
+    token_ids = check_ids("token_ids", token_ids)
     check_generator("rng", rng)
-    segment_length = check_integer("segment_length", segment_length, 1)
-    prompt_ids = check_sequence("prompt_ids", prompt_ids)
-    weight = check_weight("weight", weight)
+    segment_length = check_integer("segment_length", segment_length, 1, MAX_INT)
+    prompt_ids = check_ids("prompt_ids", prompt_ids)
+    weight = check_loss_weight("weight", weight)
     if len(token_ids) < segment_length:
         raise ValueError(
             f"`token_ids` must have at least segment_length={segment_length} tokens. Received: {len(token_ids)} tokens."
@@ -78,7 +87,7 @@ def pack(
         `[rows, length]`, 0 on padding and on each example's last token.
 
     Raises:
-        TypeError, ValueError: no examples, an empty one, or arrays of another dtype or shape.
+        TypeError, ValueError: no examples, an empty one, or arrays of another dtype, shape or range.
 
     Example:
 
@@ -91,33 +100,37 @@ def pack(
     lm.fit(inputs, targets, sample_weight=weights, verbose=0)  # an lm without a preprocessor
     ```
     """
-    length = check_integer("length", length, 1)
-    rows, room = [], 0
-    for number, example in enumerate(examples):
-        token_ids, weights = _check_example(f"examples[{number}]", example)
-        columns = np.stack(
-            [token_ids, np.ones_like(token_ids), np.append(token_ids[1:], 0), np.append(weights[1:], 0.0)]
-        )
-        if len(token_ids) > room:
-            room = 0
-        for begin in range(0, len(token_ids), length):
-            if room == 0:
-                rows.append(np.zeros((4, length)))
-                room = length
-            piece = columns[:, begin : begin + length]
-            rows[-1][:, length - room : length - room + piece.shape[1]] = piece
-            room -= piece.shape[1]
-    if not rows:
+    length = check_integer("length", length, 1, MAX_INT)
+    examples = [
+        _check_example(f"examples[{number}]", example)
+        for number, example in enumerate(check_iterable("examples", examples))
+    ]
+    if not examples:
         raise ValueError("`examples` must hold at least one example. Received: none.")
-    token_ids, padding_mask, targets, weights = np.stack(rows, axis=1)
-    inputs = {"token_ids": token_ids.astype("int32"), "padding_mask": padding_mask.astype("int32")}
-    return inputs, targets.astype("int32"), weights.astype("float32")
+    starts, end = [], 0  # places in all rows, read one behind another
+    for token_ids, _ in examples:
+        room = -end % length
+        starts.append(end + room if len(token_ids) > room else end)
+        end = starts[-1] + len(token_ids)
+    rows = -(-end // length)
+    token_ids, padding_mask, targets = (np.zeros(rows * length, "int32") for _ in range(3))
+    weights = np.zeros(rows * length, "float32")
+    for start, (ids, example_weights) in zip(starts, examples):
+        stop = start + len(ids)
+        token_ids[start:stop] = ids
+        padding_mask[start:stop] = 1
+        targets[start : stop - 1] = ids[1:]
+        weights[start : stop - 1] = example_weights[1:]
+    token_ids, padding_mask, targets, weights = (
+        array.reshape(rows, length) for array in (token_ids, padding_mask, targets, weights)
+    )
+    return {"token_ids": token_ids, "padding_mask": padding_mask}, targets, weights
 
 
 def _check_example(name, example):
     if not isinstance(example, (tuple, list)) or len(example) != 2:
         raise TypeError(f"`{name}` must be a pair (token_ids, weights). Received: {type(example).__name__}.")
-    token_ids, weights = check_sequence(name, example[0]), np.asarray(example[1])
+    token_ids, weights = check_ids(name, example[0]), to_array(name, example[1])
     if not len(token_ids):
         raise ValueError(f"`{name}` must have at least one token. Received: none.")
     if weights.shape != token_ids.shape:
@@ -125,6 +138,6 @@ def _check_example(name, example):
             f"`{name}` must have a weight for each of its {len(token_ids)} tokens. Received: weights of shape "
             f"{weights.shape}."
         )
-    if weights.dtype.kind not in "fiu" or not (np.isfinite(weights).all() and (weights >= 0).all()):
+    if weights.dtype.kind not in "fiu" or not ((weights >= 0) & (weights <= MAX_WEIGHT)).all():
         raise ValueError(f"`{name}` must have finite weights of at least 0. Received: weights {weights}.")
     return token_ids, weights

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_fam.checks import check_generator, check_integer
+from keras_fam.data.checks import check_size
 from keras_fam.data.tokenizing import check_tokenizer
 
 INTRODUCTION = (
@@ -22,6 +23,7 @@ FILLER = (
 )
 STATEMENT = "The pass key is {key}. Remember it. {key} is the pass key."
 QUESTION = "What is the pass key? The pass key is"
+MAX_DIGITS = 10_000
 
 
 class PassKeyText(NamedTuple):
@@ -49,16 +51,16 @@ def passkey_text(
     Args:
         tokenizer: a KerasHub tokenizer, or a callable from a str to tokens.
         blocks: int. Prompt and answer have at most `blocks * block_size` tokens, and less by no more than a filler
-            sentence. Special tokens that a preprocessor adds are not counted.
+            sentence, and that is at most 2**31 - 1. Special tokens that a preprocessor adds are not counted.
         block_size: int, tokens per block.
-        key_length: int, digits of the key.
+        key_length: int, digits of the key, at most 10,000.
         rng: `numpy.random.Generator`, or None for a fresh one.
 
     Returns:
         `PassKeyText`.
 
     Raises:
-        TypeError: no tokenizer, or an argument of another type.
+        TypeError: no tokenizer, or one that gives no sequence of tokens; an argument of another type.
         ValueError: a tokenizer that pads, cuts or adds special tokens; blocks too short for the text without filler.
 
     Example:
@@ -73,13 +75,20 @@ def passkey_text(
     tokenize = check_tokenizer(tokenizer)
     blocks = check_integer("blocks", blocks, 1)
     block_size = check_integer("block_size", block_size, 1)
-    key_length = check_integer("key_length", key_length, 1)
+    check_size(blocks=blocks, block_size=block_size)
+    key_length = check_integer("key_length", key_length, 1, MAX_DIGITS)
     rng = np.random.default_rng() if rng is None else check_generator("rng", rng)
     key = "".join(map(str, rng.integers(10, size=key_length)))
     statement, ending = STATEMENT.format(key=key), f"{QUESTION} {key}"
 
     def count(*parts):
-        return len(tokenize(_join(*parts)))
+        tokens = tokenize(_join(*parts))
+        if not hasattr(tokens, "__len__") or len(getattr(tokens, "shape", [0])) != 1:
+            raise TypeError(
+                "`tokenizer` must give a sequence of tokens, [length]. Received: tokens of type "
+                f"{type(tokens).__name__}{f' and shape {tokens.shape}' if hasattr(tokens, 'shape') else ''}."
+            )
+        return len(tokens)
 
     most = min(
         _most(lambda n: count(INTRODUCTION, _filler(n), statement), block_size),

@@ -3,7 +3,9 @@
 import keras
 import numpy as np
 
-from keras_fam.checks import check_integer, check_probabilities, check_probability
+from keras_fam.checks import check_integer, check_probability
+from keras_fam.data.checks import MAX_INT, check_rates, check_size
+from keras_fam.data.passkey_writing import new_keys, new_phases, write_examples
 
 
 class PassKeyStream(keras.utils.PyDataset):
@@ -11,8 +13,9 @@ class PassKeyStream(keras.utils.PyDataset):
 
     Every row restarts in batch 0, and with its probability `restart` in every later one: it then states a new key in
     its first block. A row that goes on states a new key there with its probability `restate`, and is asked for the key
-    that it stated last. Batch t depends on the arguments and t alone: batches may be asked for in any order, twice, and
-    by several workers.
+    that it stated last. Of several keys, a row that restarts states all, a row that goes on states a random one anew,
+    and a question asks for a random one. Batch t depends on the arguments and t alone: batches may be asked for in any
+    order, twice, and by several workers.
 
     The stream has no end, so `fit` wants `steps_per_epoch`, takes the batches in order whatever its argument
     `shuffle`, and goes on in the second epoch where the first one ended; `evaluate` wants `steps`.
@@ -27,10 +30,11 @@ class PassKeyStream(keras.utils.PyDataset):
         self.task = task
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.blocks = check_integer("blocks", blocks, 1)
-        self.restart = check_probabilities("restart", restart, self.batch_size)
-        self.restate = check_probabilities("restate", restate, self.batch_size)
+        check_size(batch_size=self.batch_size, blocks=self.blocks, block_size=task.block_size)
+        self.restart = check_rates("restart", restart, self.batch_size)
+        self.restate = check_rates("restate", restate, self.batch_size)
         self.seed = check_integer("seed", seed, 0)
-        self.question_rates = check_probabilities("question_rate", question_rate)
+        self.question_rates = check_rates("question_rate", question_rate)
         self.answer_noise = check_probability("answer_noise", answer_noise)
         self._latest = None  # what `_texts` found last: saves looking back when batches are taken in order
 
@@ -39,13 +43,13 @@ class PassKeyStream(keras.utils.PyDataset):
         return None
 
     def __getitem__(self, index):
-        index = check_integer("index", index, 0)
-        rng, restarts, states, _, _ = self._draw(index)
+        index = check_integer("index", index, 0, MAX_INT)
+        rng, restarts, stated, _, _ = self._draw(index)
         keys, phases = self._texts(index)
         phases = phases + index * self.blocks * self.task.block_size
         question_rate = rng.choice(self.question_rates, self.batch_size)
-        token_ids, targets, weights = self.task._write(
-            rng, self.blocks, keys, phases, states, question_rate, self.answer_noise
+        token_ids, targets, weights = write_examples(
+            self.task, rng, self.blocks, keys, phases, stated, question_rate, self.answer_noise
         )
         inputs = {
             "token_ids": token_ids,
@@ -55,27 +59,38 @@ class PassKeyStream(keras.utils.PyDataset):
         return inputs, targets, weights
 
     def _draw(self, index):
-        """One batch's own generator, rows that restart in it, rows that state a key, and those keys and phases."""
+        """One batch's own generator, rows that restart in it, keys that are stated in it, and those keys and phases.
+
+        `stated` bool `[batch_size, num_keys]`, keys `[batch_size, num_keys, key_length]`, all else `[batch_size]`.
+        """
         rng = np.random.default_rng([self.seed, index])
         restarts = (rng.random(self.batch_size) < self.restart) | (index == 0)
-        states = restarts | (rng.random(self.batch_size) < self.restate)
-        keys, phases = self.task._new_keys(rng, self.batch_size), self.task._new_phases(rng, self.batch_size)
-        return rng, restarts, states, keys, phases
+        restates = rng.random(self.batch_size) < self.restate
+        keys, phases = new_keys(self.task, rng, self.batch_size), new_phases(self.task, rng, self.batch_size)
+        names = rng.integers(self.task.num_keys, size=self.batch_size)
+        one = names[:, None] == np.arange(self.task.num_keys)
+        return rng, restarts, restarts[:, None] | (restates[:, None] & one), keys, phases
 
     def _texts(self, index):
-        """The key and the phase that each row of a batch drew when it last stated a key, at this batch or before."""
-        keys, phases = np.zeros((self.batch_size, self.task.key_length), int), np.zeros(self.batch_size, int)
-        missing, latest = np.ones(self.batch_size, bool), self._latest
-        for step in range(index, -1, -1):
+        """The keys that each row of a batch stated last, at this batch or before, and the phase it drew with the last.
+
+        It looks back batch by batch; rows that state nothing but in batch 0 are looked up there at once.
+        """
+        shape = (self.batch_size, self.task.num_keys)
+        keys, phases = np.zeros((*shape, self.task.key_length), int), np.zeros(self.batch_size, int)
+        missing, latest = np.ones(shape, bool), self._latest
+        restating = (self.restart > 0) | (self.restate > 0)
+        step = index
+        while missing.any():
             if latest is not None and latest[0] == step:
-                _, new_keys, new_phases = latest
+                _, new, drawn = latest
                 found = missing
             else:
-                _, _, states, new_keys, new_phases = self._draw(step)
-                found = states & missing
-            keys[found], phases[found] = new_keys[found], new_phases[found]
+                _, _, stated, new, drawn = self._draw(step)
+                found = stated & missing
+            last = found.any(axis=1) & missing.all(axis=1)
+            keys[found], phases[last] = new[found], drawn[last]
             missing = missing & ~found
-            if not missing.any():
-                break
+            step = step - 1 if (missing.any(axis=1) & restating).any() else 0
         self._latest = (index, keys, phases)
         return keys, phases

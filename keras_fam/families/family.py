@@ -21,6 +21,11 @@ class Family:
         lora_layer_names: tuple of str, names of the projections of attention and feed-forward.
         table_length_name: str, what the backbone's configuration calls the rows of its table of learned positions; None
             for rotary positions.
+        weight_axes: dict from a pattern of paths to the axes of these weights, by which `FAMBackbone.get_layout_map`
+            splits them over devices: `"vd"` for a weight, `"dhc->hc"` for a projection's kernel and bias. The letters
+            are in `keras_fam.models.layouts`.
+
+        unsaved_arguments: tuple of str, constructor arguments that the backbone's own `get_config` leaves out.
 
     Args:
         backbone: a KerasHub backbone of such a class.
@@ -42,6 +47,8 @@ class Family:
     backbone_cls: type | tuple[type, ...] = ()
     lora_layer_names: tuple[str, ...] = ()
     table_length_name: str | None = None
+    unsaved_arguments: tuple[str, ...] = ()
+    weight_axes: dict[str, str] = {}
 
     def __init__(self, backbone):
         self.backbone = backbone
@@ -100,11 +107,6 @@ class Family:
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states `[b, t, d]` to logits `[b, t, vocabulary]`: tied or untied, soft-capped or not."""
         return self.backbone.token_embedding(hidden, reverse=True)
-
-    @classmethod
-    def layout_patterns(cls, model_dim: str, data_dim: str) -> dict[str, tuple]:
-        """How kernels are sharded, by a pattern of their variables' paths; see `keras.distribution.LayoutMap`."""
-        return {}
 
 
 def backbone_classes(family: type[Family]) -> tuple[type, ...]:

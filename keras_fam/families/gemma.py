@@ -11,6 +11,14 @@ class GemmaFamily(Family):
 
     backbone_cls = keras_hub.models.GemmaBackbone
     lora_layer_names = ("query", "key", "value", "attention_output", "ffw_gating", "ffw_gating_2", "ffw_linear")
+    weight_axes = {
+        "token_embedding/embeddings": "vd",
+        r"decoder_block_\d+/attention/query": "hdc->hc",
+        r"decoder_block_\d+/attention/(key|value)": "kdc->kc",
+        r"decoder_block_\d+/attention/attention_output": "hcd->d",
+        r"decoder_block_\d+/(ffw_gating|ffw_gating_2)": "df->f",
+        r"decoder_block_\d+/ffw_linear": "fd->d",
+    }
 
     def scale(self, embeddings):
         return embeddings * ops.cast(self.backbone.hidden_dim**0.5, embeddings.dtype)

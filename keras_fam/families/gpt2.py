@@ -17,7 +17,15 @@ class GPT2Family(Family):
         "feedforward_intermediate_dense",
         "feedforward_output_dense",
     )
-
+    weight_axes = {
+        "token_embedding/embeddings": "vd",
+        "position_embedding/embeddings": "pd",
+        r"transformer_layer_\d+/self_attention/query": "dhc->hc",
+        r"transformer_layer_\d+/self_attention/(key|value)": "dkc->kc",
+        r"transformer_layer_\d+/self_attention/attention_output": "hcd->d",
+        r"transformer_layer_\d+/feedforward_intermediate_dense": "df->f",
+        r"transformer_layer_\d+/feedforward_output_dense": "fd->d",
+    }
     table_length_name = "max_sequence_length"
 
     def embed(self, token_ids, places):

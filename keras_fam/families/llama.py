@@ -18,6 +18,19 @@ class LlamaFamily(Family):
         "feedforward_intermediate_dense",
         "feedforward_output_dense",
     )
+    unsaved_arguments = ("tie_word_embeddings",)  # KerasHub's Llama, in 0.32.
+    # KerasHub's own maps of Llama and Qwen name the axes of query, key and value in the order of Gemma's kernels,
+    # [heads, d, c]. These kernels are [d, heads, c]. By those maps d would be split over the model dimension, and the
+    # heads over the data dimension: every device would then attend with all heads.
+    weight_axes = {
+        "token_embedding/embeddings": "vd",
+        "token_embedding/reverse_embeddings": "dv",
+        r"transformer_layer_\d+/self_attention/query": "dhc->hc",
+        r"transformer_layer_\d+/self_attention/(key|value)": "dkc->kc",
+        r"transformer_layer_\d+/self_attention/attention_output": "hcd->d",
+        r"transformer_layer_\d+/(feedforward_gate_dense|feedforward_intermediate_dense)": "df->f",
+        r"transformer_layer_\d+/feedforward_output_dense": "fd->d",
+    }
 
     def parts(self, layer):
         attention = layer._self_attention_layer

@@ -69,8 +69,8 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, SavesRunState, keras.l
 
     def __init__(self, parts: DecoderParts, options: MemoryOptions, **kwargs):
         self._init(options, **kwargs)
-        for name, part in parts.layers().items():
-            setattr(self, "output_dense" if name == "output" else name, part)  # Keras has an `output` of its own.
+        for name, part in parts.layers().items():  # Tracked, and saved, under these names.
+            setattr(self, f"part_{name}", part)
         self.parts = parts
         self.build(None)
         self.built = True

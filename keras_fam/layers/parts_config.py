@@ -1,5 +1,6 @@
 """`DecoderParts` as a configuration and back: each sublayer by its own, built again under its own name."""
 
+import contextlib
 from dataclasses import fields
 
 import keras
@@ -21,13 +22,24 @@ def parts_to_config(parts: DecoderParts) -> dict:
     """
     config = {field.name: getattr(parts, field.name) for field in fields(parts)}
     for name, part in parts.layers().items():
-        config[name] = {"layer": keras.saving.serialize_keras_object(part), "path": part.path}
-        config[name]["layer"].pop("build_config", None)
+        config[name] = {"layer": _layer_to_config(part), "path": part.path}
     if parts.activation is not None:
         config["activation"] = keras.activations.serialize(parts.activation)
     config["hidden_dim"] = parts.hidden_dim
     if parts.up is not None:
         config["intermediate_dim"] = int(parts.up.compute_output_shape((1, 1, config["hidden_dim"]))[-1])
+    return config
+
+
+def _layer_to_config(part):
+    try:
+        config = keras.saving.serialize_keras_object(part)
+    except NotImplementedError:
+        # KerasHub's norms of Gemma have no configuration of their own (keras-hub 0.32). They have an epsilon.
+        own = {"name": part.name, "trainable": part.trainable, "dtype": part.dtype_policy.name, "epsilon": part.epsilon}
+        config = {"module": type(part).__module__, "class_name": type(part).__name__, "config": own}
+        config["registered_name"] = type(part).__name__
+    config.pop("build_config", None)
     return config
 
 
@@ -43,7 +55,9 @@ def parts_from_config(config: dict) -> DecoderParts:
             shape = (None, None, config[_HEADS[name]], config["head_dim"])
         else:
             shape = (None, None, wide if name == "down" else dim)
-        with keras.name_scope(value["path"].rpartition("/")[0] or layer.name):
+        with contextlib.ExitStack() as scopes:
+            for scope in (value["path"] or "").split("/")[:-1]:
+                scopes.enter_context(keras.name_scope(scope))
             if not layer.built:
                 layer.build(shape)
         config[name] = layer

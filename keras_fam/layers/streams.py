@@ -1,5 +1,6 @@
 """Streams through one layer alone: for layers in models of your own."""
 
+import keras
 from keras import ops
 
 from keras_fam.backend.buffers import cut, join, to_host, write
@@ -10,9 +11,12 @@ from keras_fam.memory.sequence import lift_prompt
 from keras_fam.memory.state import (
     LayerState,
     StreamState,
+    check_parts,
+    check_state,
     empty_state,
     position_after,
     started_after,
+    state_spec,
 )
 from keras_fam.memory.streaming import Place, advance_layer, block_valid, initial_layer_state, read_piece, slots
 from keras_fam.types import Tensor
@@ -79,7 +83,16 @@ class StreamsAlone(CompiledFunctions):
         Returns:
             `(outputs, state)`: `[batch, length, d]`, and the state to go on with.
         """
-        check_layer_call(self.options, x, None, inputs_mask)
+        check_layer_call(self.options, x)
+        if x.shape[1] == 0 or x.shape[2] != self.parts.hidden_dim:
+            raise ValueError(
+                f"`x` must have shape [batch, length, {self.parts.hidden_dim}] with at least one token. Received: x of "
+                f"shape {tuple(x.shape)}."
+            )
+        check_parts(state)
+        vectors, seen = (y.shape[1] for y in state.layers[0][:2])
+        layers = (self.layer_spec(x.shape[0], vectors, seen - vectors),)
+        check_state(state, state_spec(layers, x.shape[0], self.options.slots))
         mask = check_stream_mask(inputs_mask, x.shape[:2])
         position = int(to_host(state.position)[0][0])
         compiled, outputs = self.inference("chunk", self._read_chunk), []
@@ -88,6 +101,15 @@ class StreamsAlone(CompiledFunctions):
             output, state = compiled(cut(x, start, stop), cut(mask, start, stop), state, last=last)
             outputs.append(output)
         return join(outputs), state
+
+    def layer_spec(self, batch_size: int, fam_length: int, sinks: int) -> LayerState:
+        """Shapes and dtypes of this layer's state as `keras.KerasTensor`; `sinks` is 1 with a sink, else 0."""
+        parts = self.parts
+        heads, rows = (parts.num_key_value_heads, parts.head_dim), batch_size
+        fam = keras.KerasTensor((rows, fam_length, parts.hidden_dim), parts.fam_dtype)
+        seen = keras.KerasTensor((rows, sinks + fam_length, *heads), parts.compute_dtype)
+        ring = keras.KerasTensor((rows, slots(self.core), *heads), parts.compute_dtype)
+        return LayerState(fam, seen, seen, ring, ring)
 
     def _read_chunk(self, x, mask, state, last):
         slot = state.position[0] % self.options.slots

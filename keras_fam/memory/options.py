@@ -138,6 +138,15 @@ class ModelOptions(MemoryOptions):
 
 
 MEMORY_ARGUMENTS = tuple(field.name for field in fields(ModelOptions))
+# Options that say how a model is trained or used, and not what its weights are for: they may change from run to run.
+RUN_ARGUMENTS = (
+    "stop_gradient_memory",
+    "truncate_bptt",
+    "memory_span",
+    "random_state_passing",
+    "random_position_offset",
+    "stateful_batch_size",
+)
 
 
 def position_period(slots: list[int], position_table_length: int | None) -> int:

@@ -175,6 +175,8 @@ def attend_prompt(core: Core, normed: Tensor) -> Tensor:
     """Attention among the N prompt vectors alone, on places -N .. -1: `[1 or b, N, d]`, without residual."""
     parts, places = core.parts, ops.arange(-normed.shape[1], 0)
     key, value = parts.project_key_value(normed)
+    if normed.shape[1] == 1:  # One vector alone sees itself with weight 1; a softmax of one score makes Keras warn.
+        return parts.output(ops.repeat(value, parts.num_query_heads // parts.num_key_value_heads, axis=2))
     query, key = parts.rotate(parts.project_query(normed), places), parts.rotate(key, places)
     return parts.output(parts.attend(query, key, value, ops.ones((1, 1, normed.shape[1]), "bool")))
 

@@ -134,6 +134,12 @@ def empty_state(layers: tuple[LayerState, ...], batch_size: int | Tensor, slots:
     return StreamState(tuple(layers), ops.zeros((batch_size, slots), "bool"), started, position)
 
 
+def state_spec(layers: tuple[LayerState, ...], batch_size: int, slots: int) -> StreamState:
+    """Shapes and dtypes of a `StreamState` as `keras.KerasTensor`; `layers` already are."""
+    valid, started = keras.KerasTensor((batch_size, slots), "bool"), keras.KerasTensor((batch_size,), "bool")
+    return StreamState(layers, valid, started, keras.KerasTensor((batch_size,), "int32"))
+
+
 def named_arrays(state: StreamState) -> list[tuple[str, Tensor]]:
     """`(name, array)` of every array, in a fixed order."""
     named = [

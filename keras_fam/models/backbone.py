@@ -7,6 +7,7 @@ import keras_hub
 from keras import ops
 
 from keras_fam.backend.compiled import CompiledModel
+from keras_fam.backend.parameters import RegistersParameters
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
 from keras_fam.checks import check_flag, check_keywords, check_path, check_probability
 from keras_fam.families import family_of
@@ -16,8 +17,9 @@ from keras_fam.layers.positions import LearnedPlaces
 from keras_fam.layers.prompt import FAMPrompt
 from keras_fam.memory.options import MEMORY_ARGUMENTS, ModelOptions, position_period
 from keras_fam.models.inputs import ChecksInputs
+from keras_fam.models.layouts import check_mesh, layout_map, sizes_of
 from keras_fam.models.lora import LoRAWeights
-from keras_fam.models.presets import SavesWhole, load_backbone, save_preset
+from keras_fam.models.presets import SavesWhole, load_backbone, save_preset, stock_config
 from keras_fam.models.streams import Streams
 from keras_fam.training.carried_state import CarriedState
 from keras_fam.training.state_passing import RandomStatePassing
@@ -25,7 +27,9 @@ from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FAMBackbone(CompiledModel, ChecksInputs, SavesWhole, LoRAWeights, Streams, keras_hub.models.Backbone):
+class FAMBackbone(
+    CompiledModel, ChecksInputs, SavesWhole, LoRAWeights, Streams, RegistersParameters, keras_hub.models.Backbone
+):
     """A stock KerasHub backbone, attending in blocks and with Feedback Attention Memory in every layer.
 
     The backbone's own layers and variables are taken over, under their own names and paths; none is copied. The only
@@ -211,7 +215,7 @@ class FAMBackbone(CompiledModel, ChecksInputs, SavesWhole, LoRAWeights, Streams,
         x = intercept(x, -1)
         if self.state_passing is not None:
             carried = {"passed": self.state_passing(x)}
-        prompts = self.start_of_memory(x)
+        prompts = self.start_of_memory(x, token_ids)
         for index, layer in enumerate(self.transformer_layers):
             outputs = layer(x, inputs_mask=padding_mask, carried=carried, **prompts)
             x, *lifted = outputs if prompts else (outputs,)
@@ -219,11 +223,15 @@ class FAMBackbone(CompiledModel, ChecksInputs, SavesWhole, LoRAWeights, Streams,
             x = intercept(x, index)
         return self.layer_norm(x)
 
-    def start_of_memory(self, x: Tensor | None = None) -> dict[str, Tensor]:
+    def start_of_memory(self, x: Tensor | None = None, token_ids: Tensor | None = None) -> dict[str, Tensor]:
         """What goes up through the layers beside the tokens.
+
+        Neither argument changes the numbers. They make prompt and start token a part of a functional model's graph, so
+        that both are computed from the weights of each call, and not once from those at the start.
 
         Args:
             x: token embeddings, or None outside of a functional model.
+            token_ids: int `[batch, length]`, or None outside of a functional model.
 
         Returns:
             dict of `"fam"`, `[1, N, d]`, the prompt as the family scales it, and of `"sink"`, `[1, 1, d]`, the start
@@ -233,7 +241,8 @@ class FAMBackbone(CompiledModel, ChecksInputs, SavesWhole, LoRAWeights, Streams,
         if self.fam_prompt is not None:
             start["fam"] = self.family.scale(self.fam_prompt(x))
         if self.options.sink_token_id is not None:
-            token = ops.full((1, 1), self.options.sink_token_id, dtype="int32")
+            token = ops.zeros((1, 1), "int32") if token_ids is None else ops.reshape(0 * ops.sum(token_ids), (1, 1))
+            token = ops.cast(token, "int32") + self.options.sink_token_id
             start["sink"] = self.family.embed(token, ops.zeros((1, 1), dtype="int32"))
         return start
 
@@ -256,11 +265,83 @@ class FAMBackbone(CompiledModel, ChecksInputs, SavesWhole, LoRAWeights, Streams,
             )
         self.state_passing.probability.assign(value)
 
+    # === Distribution ===
+
+    @classmethod
+    def get_layout_map(
+        cls,
+        device_mesh: keras.distribution.DeviceMesh,
+        backbone: str | type | keras_hub.models.Backbone,
+        model_parallel_dim_name: str = "model",
+        data_parallel_dim_name: str = "batch",
+    ) -> keras.distribution.LayoutMap:
+        """How the variables of a model with memory lie on several devices: weights, LoRA, prompt and carried state.
+
+        The map is made before the model, since variables are laid out when they are made. Heads, feed-forward and
+        vocabulary are split over the model dimension, the hidden dim and the rows of carried state over the data
+        dimension. Norms, scalars and seeds are whole on every device, and so is an axis that does not divide evenly,
+        such as the one key head of a small Gemma.
+
+        Args:
+            device_mesh: `keras.distribution.DeviceMesh`.
+            backbone: what memory will be given to. str, a preset as in `from_preset`, or a KerasHub backbone, whose
+                configurations tell which axes divide; or a backbone's class, of which all are taken to.
+            model_parallel_dim_name: str, the mesh's dimension for the model.
+            data_parallel_dim_name: str, the mesh's dimension for the batch.
+
+        Returns:
+            `keras.distribution.LayoutMap`, for `keras.distribution.ModelParallel`.
+
+        Raises:
+            TypeError, ValueError: no mesh, a dimension that it does not have, no backbone, an unsupported family.
+
+        Example:
+
+        ```python
+        devices = keras.distribution.list_devices()
+        mesh = keras.distribution.DeviceMesh((1, len(devices)), ("batch", "model"), devices)
+        layout_map = keras_fam.FAMBackbone.get_layout_map(mesh, "gpt2_base_en")
+        with keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch").scope():
+            lm = keras_fam.FAMCausalLM.from_preset("gpt2_base_en", block_size=256, memory_segments=2, fam_length=32)
+            lm.enable_lora(rank=64)
+            lm.compile(optimizer="adam", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+            lm.fit(texts, batch_size=2)
+        ```
+        """
+        check_mesh(
+            device_mesh,
+            model_parallel_dim_name=model_parallel_dim_name,
+            data_parallel_dim_name=data_parallel_dim_name,
+        )
+        if isinstance(backbone, str):
+            backbone_cls, config = stock_config(cls, backbone)
+        elif isinstance(backbone, keras_hub.models.Backbone):
+            stock = backbone.family.backbone if isinstance(backbone, FAMBackbone) else backbone
+            backbone_cls, config = type(stock), stock.get_config()
+        elif isinstance(backbone, type):
+            backbone_cls, config = backbone, {}
+        else:
+            raise TypeError(
+                "`backbone` must be a preset, a KerasHub backbone or a class of backbones. Received: backbone of type "
+                f"{type(backbone).__name__}."
+            )
+        family = family_of(backbone_cls)
+        if not family.weight_axes:
+            raise ValueError(
+                f"`weight_axes` must name the axes of a family's weights to split them. Received: {family.__name__} "
+                "with none."
+            )
+        sizes = sizes_of(config)
+        return layout_map(device_mesh, family.weight_axes, sizes, model_parallel_dim_name, data_parallel_dim_name)
+
     # === Serialization ===
 
     def get_config(self):
         config = super().get_config()
-        config["backbone"] = keras.saving.serialize_keras_object(self.family.backbone)
+        stock = config["backbone"] = keras.saving.serialize_keras_object(self.family.backbone)
+        for name in self.family.unsaved_arguments:
+            if hasattr(self.family.backbone, name):
+                stock["config"].setdefault(name, getattr(self.family.backbone, name))
         config.update(self.options.get_config())
         return config
 
@@ -278,6 +359,9 @@ class FAMBackbone(CompiledModel, ChecksInputs, SavesWhole, LoRAWeights, Streams,
     @classmethod
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "FAMBackbone":
         """Loads a saved FAM preset, or a stock preset and gives it memory.
+
+        A stock preset gets the defaults of `FAMCausalLM.from_preset`, but for the sink: a backbone has no tokenizer to
+        say which token is the start token, so `sink_token_id` is None unless it is given.
 
         Args:
             preset: str. A KerasHub preset name, a kaggle://, hf:// or modelscope:// handle, or a local folder.

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_fam.backend.compiled import CompiledModel
+from keras_fam.backend.parameters import RegistersParameters
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
 from keras_fam.checks import (
     check_flag,
@@ -39,7 +40,9 @@ from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FAMCausalLM(CompiledModel, ChecksInputs, SavesWhole, TakesTextsAndIds, keras_hub.models.CausalLM):
+class FAMCausalLM(
+    CompiledModel, ChecksInputs, SavesWhole, TakesTextsAndIds, RegistersParameters, keras_hub.models.CausalLM
+):
     """A causal language model on a `FAMBackbone`.
 
     Args:
@@ -99,6 +102,12 @@ class FAMCausalLM(CompiledModel, ChecksInputs, SavesWhole, TakesTextsAndIds, ker
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "FAMCausalLM":
         """Loads a saved FAM preset, or a stock preset and gives it memory.
 
+        A stock preset gets defaults that do a trained model little harm. `sink_token_id` is the start token of the
+        preprocessor's tokenizer, if it has one. `memory_gate` is -4, if there is FAM. Sizes that are not given fit the
+        model: where positions are learned, `block_size` is at most the table's length / (memory_segments + 1), or,
+        if `block_size` is given, `memory_segments` as many as the table has room for; `fam_length` is at most
+        `block_size`. What is given is taken; None switches sink and gate off.
+
         Args:
             preset: str. A KerasHub preset name, a kaggle://, hf:// or modelscope:// handle, or a local folder.
             load_weights: bool. If False, the weights are random.
@@ -114,7 +123,7 @@ class FAMCausalLM(CompiledModel, ChecksInputs, SavesWhole, TakesTextsAndIds, ker
         Example:
 
         ```python
-        lm = keras_fam.FAMCausalLM.from_preset("gpt2_base_en", block_size=256, memory_segments=2, fam_length=32)
+        lm = keras_fam.FAMCausalLM.from_preset("gpt2_base_en")
         ```
         """
         _check_arguments(kwargs.get("preprocessor"), {"load_weights": load_weights, **kwargs})

@@ -2,23 +2,21 @@
 
 import os
 
-import h5py
-import numpy as np
 from keras import ops
 
 from keras_fam.checks import check_integer, check_names
-from keras_fam.files import atomic_write
+from keras_fam.files import adapter_file
 
 
 class LoRAWeights:
-    """The LoRA methods of `FAMBackbone`: Keras's own layer LoRA, plus the FAM prompt."""
+    """The LoRA methods of `FAMBackbone`: Keras's own layer LoRA, plus the FAM prompt and gates."""
 
     def default_lora_layer_names(self) -> list[str]:
         """Attention and feed-forward of every layer, as in the paper."""
         return list(self.family.lora_layer_names)
 
     def enable_lora(self, rank: int, target_layer_names: list[str] | None = None) -> None:
-        """Freezes the model but for LoRA on its projections, the target layers' biases, and the FAM prompt.
+        """Freezes the model but for LoRA on its projections, the target layers' biases, the FAM prompt and gates.
 
         Args:
             rank: int >= 1.
@@ -48,6 +46,8 @@ class LoRAWeights:
         self._lora_target_layer_names = names
         if self.fam_prompt is not None:
             self.fam_prompt.trainable = True
+        for gate in self._gates():
+            gate.trainable = True
 
     @property
     def lora_enabled(self) -> bool:
@@ -58,21 +58,15 @@ class LoRAWeights:
         """Saves all that LoRA fine-tuning trains: LoRA kernels, biases and the FAM prompt, by variable path.
 
         Args:
-            filepath: str or path-like ending in `.lora.h5`. Replaced in one step.
+            filepath: str or path-like ending in `.lora.safetensors`, or in `.lora.h5`. Replaced in one step.
 
         Raises:
-            ValueError: LoRA is not enabled, or another ending.
+            ValueError: LoRA is not enabled, another ending, or weights with NaN or infinity.
         """
         if not self.lora_enabled:
             raise ValueError("`save_lora_weights` needs LoRA: call `enable_lora(rank)` first. Received: no LoRA layer.")
-        if not str(filepath).endswith(".lora.h5"):
-            raise ValueError(f"`filepath` must end in '.lora.h5'. Received: filepath={str(filepath)!r}.")
-        with atomic_write(filepath) as file, h5py.File(file, "w") as store:
-            store.attrs["rank"] = self._lora_rank
-            store.attrs["target_layer_names"] = list(self._lora_target_layer_names)
-            for variable in self.trainable_variables:
-                # float32 holds every bfloat16 and float16 exactly.
-                store[variable.path] = ops.convert_to_numpy(ops.cast(variable, "float32"))
+        arrays = {variable.path: ops.convert_to_numpy(variable) for variable in self.trainable_variables}
+        adapter_file.save(filepath, arrays, self._lora_rank, self._lora_target_layer_names)
 
     def load_lora_weights(self, filepath: str | os.PathLike) -> None:
         """Loads what `save_lora_weights` saved, enabling LoRA if it is not; nothing is changed if a check fails.
@@ -84,7 +78,7 @@ class LoRAWeights:
             FileNotFoundError: no such file.
             ValueError: no LoRA file, another rank, or variables that do not match this model's.
         """
-        rank, names, values = _read(filepath)
+        values, rank, names = adapter_file.load(filepath)
         if self.lora_enabled and (self._lora_rank != rank or sorted(self._lora_target_layer_names) != sorted(names)):
             raise ValueError(
                 f"`filepath` must fit this model's LoRA of rank {self._lora_rank} on {self._lora_target_layer_names}. "
@@ -96,11 +90,15 @@ class LoRAWeights:
         for variable in self.trainable_variables:
             variable.assign(values[variable.path])
 
+    def _gates(self):
+        return [layer.memory_gate for layer in self.transformer_layers if layer.memory_gate is not None]
+
     def _check_stored(self, filepath, names, values):
         """Every stored variable must be one that this model trains, or will train once LoRA is enabled."""
-        expected = {}
+        expected, unknown = {}, set(names)
         for layer in self._flatten_layers(include_self=False):
-            if layer.name in names and hasattr(layer, "enable_lora") and layer.weights:
+            if layer.name in names and hasattr(layer, "enable_lora") and hasattr(layer, "kernel"):
+                unknown.discard(layer.name)
                 shape, path = tuple(layer.kernel.shape), layer.path
                 rank = values[f"{path}/lora_kernel_b"].shape[0] if f"{path}/lora_kernel_b" in values else 0
                 expected[f"{path}/lora_kernel_a"] = (*shape[:-1], rank)
@@ -109,27 +107,11 @@ class LoRAWeights:
                     expected[f"{path}/bias"] = tuple(layer.bias.shape)
         if self.fam_prompt is not None:
             expected[self.fam_prompt.embeddings.path] = tuple(self.fam_prompt.embeddings.shape)
+        expected.update({gate.path: () for gate in self._gates()})
         stored = {path: value.shape for path, value in values.items()}
-        if stored != expected:
-            differing = sorted(set(stored.items()) ^ set(expected.items()))[:4]
+        if stored != expected or unknown:
+            differing = sorted(set(stored.items()) ^ set(expected.items()))[:4] or sorted(unknown)
             raise ValueError(
                 f"`filepath` must hold the variables that LoRA trains in this model. Received: {str(filepath)!r}, "
                 f"which differs in {differing}."
             )
-
-
-def _read(filepath):
-    if not os.path.exists(filepath):
-        raise FileNotFoundError(f"`filepath` must be an existing file. Received: filepath={str(filepath)!r}.")
-    values = {}
-    try:
-        with h5py.File(filepath, "r") as store:
-            store.visititems(
-                lambda path, item: values.update({path: np.asarray(item)}) if hasattr(item, "shape") else None
-            )
-            return int(store.attrs["rank"]), [str(name) for name in store.attrs["target_layer_names"]], values
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            "`filepath` must be a complete file written by `save_lora_weights`. Received: "
-            f"filepath={str(filepath)!r} ({type(error).__name__}: {error})."
-        ) from error

@@ -1,108 +1,164 @@
 """Presets: stock ones get memory while they load, saved FAM presets load as they are."""
 
+import functools
 import inspect
+import numbers
 import os
-import shutil
-import tempfile
-import uuid
 
+import keras
 import keras_hub
 from keras_hub.src.utils.preset_utils import get_preset_loader
 
 from keras_fam.checks import check_keywords
 from keras_fam.families import family_of
-from keras_fam.memory.options import MEMORY_ARGUMENTS, ModelOptions
+from keras_fam.files.atomic import atomic_write
+from keras_fam.files.folders import read_folder, replace_folder
+from keras_fam.files.old_weights import with_names_of_today
+from keras_fam.memory.options import MEMORY_ARGUMENTS, RUN_ARGUMENTS, ModelOptions
+
+# Where the gate of a stock preset starts, if none is given: FAM that was never trained costs little behind it, and the
+# gate is open enough to learn. `docs/attach.md` has the measurements.
+MEMORY_GATE = -4.0
+
+# What a save writes as a whole: none of it is kept beside a newer one. Tokenizers and a user's own files are.
+_SUPERSEDED = (
+    *("config.json", "metadata.json", "task.json", "task.weights.h5", "model.weights.h5", "model.weights.json"),
+    "model_[0-9][0-9][0-9][0-9][0-9].weights.h5",
+)
 
 
+def _of_one_save(load):
+    """Reads all files of one save, even if the preset's folder is replaced meanwhile."""
+
+    @functools.wraps(load)
+    def read(cls, load_saved, preset, *arguments):
+        return read_folder(preset, lambda: load(cls, load_saved, preset, *arguments))
+
+    return read
+
+
+@_of_one_save
 def load_backbone(cls, load_saved, preset, load_weights, arguments):
     """`FAMBackbone.from_preset`: see there. `load_saved` is KerasHub's own `from_preset`."""
     memory, rest = _split(arguments)
-    stock_cls, saved = _inspect(cls, preset, memory)
+    loader, stock_cls = _find(cls, preset)
     if stock_cls is None:
-        _check_agreement(saved, memory)
-        return load_saved(preset, load_weights, **rest)
+        _check_agreement(loader.config["config"], memory)
+        return load_saved(preset, load_weights, **memory, **rest)
     check_keywords(rest, (*MEMORY_ARGUMENTS, *inspect.signature(stock_cls).parameters))
-    stock = stock_cls.from_preset(preset, load_weights=load_weights, **rest)
-    return cls(stock, **memory)
+    return _with_memory(cls, stock_cls, loader, memory, lambda: stock_cls.from_preset(preset, load_weights, **rest))
 
 
+@_of_one_save
 def load_task(cls, load_saved, preset, load_weights, arguments):
     """`FAMCausalLM.from_preset`: see there. `load_saved` is KerasHub's own `from_preset`."""
     memory, rest = _split(arguments)
-    stock_cls, saved = _inspect(cls.backbone_cls, preset, memory)
+    loader, stock_cls = _find(cls.backbone_cls, preset)
     if stock_cls is None:
-        _check_agreement(saved, memory)
+        _check_agreement(loader.config["config"], memory)
+        if memory:
+            dtype = {name: rest.pop(name) for name in ("dtype",) if name in rest}
+            rest["backbone"] = cls.backbone_cls.from_preset(preset, load_weights, **memory, **dtype)
         return load_saved(preset, load_weights, **rest)
     check_keywords(rest, (*MEMORY_ARGUMENTS, "dtype", "preprocessor", "compile", "name", "trainable"))
     backbone_arguments = {"dtype": rest.pop("dtype")} if "dtype" in rest else {}
-    stock = stock_cls.from_preset(preset, load_weights=load_weights, **backbone_arguments)
     if "preprocessor" not in rest:
         rest["preprocessor"] = keras_hub.models.CausalLMPreprocessor.from_preset(preset)
-    return cls(cls.backbone_cls(stock, **memory), **rest)
+    memory = {"sink_token_id": _start_token_id(rest["preprocessor"]), **memory}
+    load = functools.partial(stock_cls.from_preset, preset, load_weights, **backbone_arguments)
+    return cls(_with_memory(cls.backbone_cls, stock_cls, loader, memory, load), **rest)
 
 
 def save_preset(save, preset_dir, max_shard_size):
-    """Saves into a new folder beside `preset_dir` and only then moves it there, file by file if the folder exists.
+    """Saves into a new folder beside `preset_dir`, which then takes its place in one step.
 
     Args:
         save: callable `(preset_dir, max_shard_size=...)`.
-        preset_dir: str or path-like.
+        preset_dir: str or path-like. Other files in it are kept, a tokenizer too.
         max_shard_size: see `keras_hub.models.Backbone.save_to_preset`.
+
+    Raises:
+        ValueError: `preset_dir` is a file.
     """
-    preset_dir = os.path.abspath(os.fspath(preset_dir))
-    os.makedirs(os.path.dirname(preset_dir), exist_ok=True)
-    complete = tempfile.mkdtemp(dir=os.path.dirname(preset_dir), prefix=f".{os.path.basename(preset_dir)}.")
-    try:
-        save(complete, max_shard_size=max_shard_size)
-        os.chmod(complete, 0o755)
-        if not os.path.exists(preset_dir):
-            os.rename(complete, preset_dir)
-            return
-        for folder, _, files in os.walk(complete):
-            target = os.path.join(preset_dir, os.path.relpath(folder, complete))
-            os.makedirs(target, exist_ok=True)
-            for file in files:
-                os.replace(os.path.join(folder, file), os.path.join(target, file))
-    finally:
-        shutil.rmtree(complete, ignore_errors=True)
+    if os.path.exists(preset_dir) and not os.path.isdir(preset_dir):
+        raise ValueError(f"`preset_dir` must be a folder, or new. Received: preset_dir={str(preset_dir)!r}, a file.")
+    replace_folder(preset_dir, functools.partial(save, max_shard_size=max_shard_size), _SUPERSEDED)
 
 
 class SavesWhole:
-    """`save` of a model, that leaves the file that was there before whole until it is replaced."""
+    """A model whose `save` leaves the file that was there before whole until it is replaced."""
+
+    def load_weights(self, filepath: str | os.PathLike, *args, **kwargs) -> None:
+        """See `keras.Model.load_weights`. Files of version 0.1 are taken too."""
+        with with_names_of_today(filepath) as path:
+            super().load_weights(path, *args, **kwargs)
 
     def save(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs) -> None:
         """See `keras.Model.save`. A local `.keras` file is replaced in one step."""
         path = str(filepath)
         if not path.endswith(".keras") or "://" in path or (os.path.exists(path) and not overwrite):
             return super().save(filepath, overwrite=overwrite, **kwargs)
-        folder, name = os.path.split(os.path.abspath(path))
-        temporary = os.path.join(folder, f".{uuid.uuid4().hex}.{name}")
-        try:
-            super().save(temporary, **kwargs)
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+        with atomic_write(path) as file:
+            super().save(file.name, **kwargs)
 
 
-def _inspect(fam_cls, preset, memory):
-    """`(stock backbone class, None)`, or `(None, config)` of a saved FAM preset.
-
-    Refuses an unsupported family, and memory arguments that do not fit it, before any weight is loaded.
-    """
+def _find(fam_cls, preset):
+    """`(loader, stock backbone class)`; without a class for a saved FAM preset. Refuses an unsupported family."""
     loader = get_preset_loader(preset)
     backbone_cls = loader.check_backbone_class()
     if issubclass(backbone_cls, fam_cls):
-        return None, loader.config["config"]
-    if "registered_name" in loader.config:  # KerasHub's own format; another one is checked once it is converted.
+        return loader, None
+    # The configuration in KerasHub's own format; of another one more is known once it is converted.
+    family_of(backbone_cls, loader.config["config"] if "registered_name" in loader.config else None)
+    return loader, backbone_cls
+
+
+def _with_memory(fam_cls, stock_cls, loader, memory, load):
+    """A stock backbone with memory; arguments that do not fit it are refused before any weight is loaded."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(fam_cls).parameters.items()}
+    if "registered_name" in loader.config:
         config = loader.config["config"]
-        family = family_of(backbone_cls, config)
-        parameters = inspect.signature(fam_cls).parameters
-        options = ModelOptions(**{name: memory.get(name, parameters[name].default) for name in MEMORY_ARGUMENTS})
-        options.check_model(config.get("vocabulary_size"), config.get(family.table_length_name))
-    else:
-        family_of(backbone_cls)
-    return backbone_cls, None
+        table_length = config.get(family_of(stock_cls).table_length_name)
+        options = ModelOptions(**_fitting(memory, defaults, table_length))
+        options.check_model(config.get("vocabulary_size"), table_length)
+    stock = load()
+    return fam_cls(stock, **_fitting(memory, defaults, family_of(type(stock))(stock).position_table_length))
+
+
+def _fitting(memory, defaults, table_length):
+    """All memory options for a stock preset: those given, and defaults that fit them and a table of positions.
+
+    What was given is left as it is, to be refused by name where it does not fit.
+    """
+    options = {name: memory.get(name, defaults[name]) for name in MEMORY_ARGUMENTS}
+    if "memory_gate" not in memory and options["fam_length"]:
+        options["memory_gate"] = MEMORY_GATE
+    size, segments, length = (options[name] for name in ("block_size", "memory_segments", "fam_length"))
+    if not all(isinstance(value, numbers.Integral) for value in (size, segments, length)):
+        return options
+    if table_length is not None and "block_size" not in memory:
+        size = max(1, min(size, table_length // max(1, segments + 1)))
+    elif table_length is not None and "memory_segments" not in memory:
+        segments = max(0, min(segments, table_length // max(1, size) - 1))
+    if "fam_length" not in memory:
+        length = max(1, min(length, size))
+    return {**options, "block_size": size, "memory_segments": segments, "fam_length": length}
+
+
+def _start_token_id(preprocessor):
+    """The start token of a preprocessor's tokenizer, or None."""
+    return getattr(getattr(preprocessor, "tokenizer", None), "start_token_id", None)
+
+
+def stock_config(fam_cls: type, preset: str) -> tuple[type, dict]:
+    """The stock backbone's class and configuration, out of a stock preset or a saved FAM preset; no weight is read."""
+    loader, stock_cls = _find(fam_cls, preset)
+    if stock_cls is None:
+        stock = loader.config["config"]["backbone"]
+        return keras.saving.get_registered_object(stock["registered_name"]), stock["config"]
+    if "registered_name" in loader.config:
+        return stock_cls, loader.config["config"]
+    return stock_cls, loader.converter.convert_backbone_config(loader.config)  # Another format than KerasHub's own.
 
 
 def _split(arguments):
@@ -112,9 +168,12 @@ def _split(arguments):
 
 
 def _check_agreement(saved, memory):
+    """Options that shape the memory must be those of the saved preset; options of a run may be others."""
     for name, value in memory.items():
-        if value != saved[name]:
+        if name in RUN_ARGUMENTS:
+            continue
+        if value != saved.get(name):
             raise ValueError(
-                f"`{name}` must agree with the saved FAM preset, which has {name}={saved[name]!r}, or be left out. "
+                f"`{name}` must agree with the saved FAM preset, which has {name}={saved.get(name)!r}, or be left out. "
                 f"Received: {name}={value!r}."
             )

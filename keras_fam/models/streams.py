@@ -1,10 +1,10 @@
 """Streams of unlimited length through a whole model, block after block, in memory of fixed size."""
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_fam.backend.buffers import join, to_host, write
+from keras_fam.backend.devices import rows_over_devices
 from keras_fam.checks import (
     check_ids_shape,
     check_integer,
@@ -21,6 +21,7 @@ from keras_fam.memory.state import (
     empty_state,
     position_after,
     started_after,
+    state_spec,
 )
 from keras_fam.memory.streaming import Place, block_valid, with_short_rings
 from keras_fam.types import Tensor
@@ -105,20 +106,8 @@ class Streams:
     def state_spec(self, batch_size):
         """`StreamState` of `KerasTensor`: shapes and dtypes of a state of this model."""
         sinks = 0 if self.sink_token_id is None else 1
-        layers = []
-        for layer in self.transformer_layers:
-            parts, dtype = layer.parts, layer.compute_dtype
-            heads = (parts.num_key_value_heads, parts.head_dim)
-            fam = keras.KerasTensor((batch_size, self.fam_length, self.hidden_dim), parts.fam_dtype)
-            seen = keras.KerasTensor((batch_size, sinks + self.fam_length, *heads), dtype)
-            ring = keras.KerasTensor((batch_size, layer.ring_slots, *heads), dtype)
-            layers.append(LayerState(fam, seen, seen, ring, ring))
-        return StreamState(
-            tuple(layers),
-            keras.KerasTensor((batch_size, self.options.slots), "bool"),
-            keras.KerasTensor((batch_size,), "bool"),
-            keras.KerasTensor((batch_size,), "int32"),
-        )
+        layers = [layer.layer_spec(batch_size, self.fam_length, sinks) for layer in self.transformer_layers]
+        return state_spec(tuple(layers), batch_size, self.options.slots)
 
     def begin(self, batch_size):
         """`initial_state` inside a compiled function."""
@@ -147,6 +136,7 @@ class Streams:
         Returns:
             `(hidden [b, t, d], StreamState)`.
         """
+        token_ids, padding_mask = rows_over_devices(token_ids), rows_over_devices(padding_mask)
         length, position = token_ids.shape[1], state.position[0]
         places = None
         if self.learned_places is not None:

@@ -1,0 +1,85 @@
+"""How the texts of a PassKeyTask are written: filler, and statements and questions over it."""
+
+import numpy as np
+
+
+def new_keys(task, rng, batch_size):
+    """Random digits, int64 `[batch_size, num_keys, key_length]`."""
+    return rng.integers(10, size=(batch_size, task.num_keys, task.key_length))
+
+
+def new_phases(task, rng, batch_size):
+    """Where in the filler sentence each text begins."""
+    return rng.integers(task.filler_length, size=batch_size)
+
+
+def write_filler(task, rng, phases, length):
+    """Token ids int32 `[batch, length]` of filler; each row begins at its place in the sentence, `phases` `[batch]`."""
+    words = (phases[:, None] + np.arange(length)) % task.filler_length
+    noisy = rng.random(words.shape) < task.noise
+    return task.filler_ids[np.where(noisy, rng.integers(task.filler_length, size=words.shape), words)]
+
+
+def new_statement_starts(task, rng, batch_size, room):
+    """Where each key's statement begins in the first block, if one alone may begin in `room` places.
+
+    Returns:
+        int `[batch_size, num_keys]`, in any order, none over another.
+    """
+    room = room - (task.num_keys - 1) * task.statement_length
+    starts = np.sort(rng.integers(room, size=(batch_size, task.num_keys)), axis=1)
+    return rng.permuted(starts + np.arange(task.num_keys) * task.statement_length, axis=1)
+
+
+def write_keys(task, token_ids, rows, starts, markers, keys):
+    """Writes a marker and a key for each of `rows`, at `starts`; returns the rows and places."""
+    places = starts[:, None] + np.arange(task.statement_length)
+    token_ids[rows[:, None], places] = np.concatenate([markers[:, None], task.digit_ids[keys]], axis=1)
+    return rows[:, None], places
+
+
+def write_statements(task, token_ids, starts, stated, keys):
+    """Writes the statements of the keys that `stated` names, `[batch, num_keys]`, as are `starts`."""
+    rows, names = np.nonzero(stated)
+    write_keys(task, token_ids, rows, starts[rows, names], task.key_ids[names], keys[rows, names])
+
+
+def write_examples(task, rng, blocks, keys, phases, stated, question_rate, answer_noise):
+    """The arrays of `examples`; all draws are made for every row, whatever the row then uses.
+
+    `keys` `[batch, num_keys, key_length]`; `stated` bool `[batch, num_keys]`, those stated in the first block.
+    """
+    batch_size, size, length = len(keys), task.statement_length, blocks * task.block_size
+    token_ids = write_filler(task, rng, phases, length)
+    # Where each block's statement or question may begin: the last block's end belongs to the final question.
+    room = np.full(blocks, task.block_size - size + 1)
+    room[-1] -= size
+    starts = np.arange(blocks) * task.block_size + rng.integers(room, size=(batch_size, blocks))
+    asks = rng.random((batch_size, blocks)) < question_rate[:, None]
+    asks[stated.any(axis=1), 0] = False
+    own = starts[:, :1] if task.num_keys == 1 else new_statement_starts(task, rng, batch_size, room[0])
+    write_statements(task, token_ids, own, stated, keys)
+    rows = np.append(np.nonzero(asks)[0], np.arange(batch_size))
+    starts = np.append(starts[asks], np.full(batch_size, length - size))
+    names = rng.integers(task.num_keys, size=(batch_size, blocks + 1))
+    names = np.append(names[:, 1:][asks], names[:, 0])
+    rows, places = write_keys(task, token_ids, rows, starts, task.ask_ids[names], keys[rows, names])
+    targets = np.zeros_like(token_ids)
+    targets[:, :-1] = token_ids[:, 1:]
+    weights = np.where(targets >= task.filler_ids[0], task.filler_weight, 0.0).astype("float32")
+    weights[rows, places[:, :-1]] = 1.0
+    noisy = rng.random(places[:, 1:].shape) < answer_noise
+    answers = token_ids[rows, places[:, 1:]]
+    token_ids[rows, places[:, 1:]] = np.where(noisy, task.digit_ids[rng.integers(10, size=noisy.shape)], answers)
+    return token_ids, targets, weights
+
+
+def prompt_pieces(task, blocks, keys, phases, starts, names, rng):
+    """The pieces of `PassKeyTask.prompt_blocks`: statements at `starts` `[batch, num_keys]`, a question for `names`
+    `[batch]`."""
+    for block in range(blocks):
+        token_ids = write_filler(task, rng, phases + block * task.block_size, task.block_size)
+        if block == 0:
+            write_statements(task, token_ids, starts, np.ones_like(starts), keys)
+        yield token_ids
+    yield task.ask_ids[names][:, None]
