@@ -1,5 +1,7 @@
 """Argument checks: every message names the argument, what was expected and what was received."""
 
+import os
+
 import keras
 import numpy as np
 from keras import ops
@@ -62,6 +64,22 @@ def check_flag(name, value):
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"`{name}` must be True or False. Received: {name}={value!r} of type {type(value).__name__}.")
     return bool(value)
+
+
+def check_path(name, value):
+    """Raises TypeError if `value` is no path."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(
+            f"`{name}` must be a str or path-like. Received: {name}={value!r} of type {type(value).__name__}."
+        )
+    return value
+
+
+def check_names(name, value):
+    """Raises TypeError if `value` is no list or tuple of str."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) for each in value):
+        raise TypeError(f"`{name}` must be a list of str. Received: {name}={value!r} of type {type(value).__name__}.")
+    return list(value)
 
 
 def check_finite(name, value):

@@ -9,7 +9,7 @@ from keras import ops
 from keras_fam.backend.compiled import CompiledModel
 from keras_fam.backend.parameters import RegistersParameters
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
-from keras_fam.checks import check_keywords, check_probability
+from keras_fam.checks import check_flag, check_keywords, check_path, check_probability
 from keras_fam.families import family_of
 from keras_fam.layers.decoder_layer import FAMDecoderLayer
 from keras_fam.layers.lora_checkpoint import merged_alone
@@ -101,6 +101,7 @@ class FAMBackbone(
         **kwargs,
     ):
         check_keywords(kwargs, ("backbone", *MEMORY_ARGUMENTS, "name", "trainable"))
+        check_flag("trainable", kwargs.get("trainable", True))
         if isinstance(backbone, FAMBackbone):
             raise ValueError("`backbone` must be a stock backbone. Received: backbone that is already a FAMBackbone.")
         options = ModelOptions(
@@ -374,10 +375,13 @@ class FAMBackbone(
         Raises:
             ValueError: an unsupported family, or arguments that disagree with a saved FAM preset.
         """
+        for name, flag in (("load_weights", load_weights), ("trainable", kwargs.get("trainable", True))):
+            check_flag(name, flag)
         return load_backbone(cls, super().from_preset, preset, load_weights, kwargs)
 
     def save_to_preset(self, preset_dir: str, max_shard_size: float | None = 10) -> None:
         """Saves a preset that `from_preset` loads; a folder that was there before stays whole until it is replaced."""
+        check_path("preset_dir", preset_dir)
         with merged_alone():
             save_preset(super().save_to_preset, preset_dir, max_shard_size)
 

@@ -12,7 +12,14 @@ from keras import ops
 from keras_fam.backend.compiled import CompiledModel
 from keras_fam.backend.parameters import RegistersParameters
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
-from keras_fam.checks import check_keywords, check_padding_mask, check_shape_of_ids, check_token_ids
+from keras_fam.checks import (
+    check_flag,
+    check_keywords,
+    check_padding_mask,
+    check_path,
+    check_shape_of_ids,
+    check_token_ids,
+)
 from keras_fam.layers.lora_checkpoint import merged_alone
 from keras_fam.memory.state import StreamState
 from keras_fam.models.backbone import FAMBackbone
@@ -79,6 +86,7 @@ class FAMCausalLM(
                 f"of type {type(backbone).__name__}."
             )
         check_keywords(kwargs, ("backbone", "preprocessor", "compile", "name", "trainable"))
+        _check_arguments(preprocessor, kwargs)
         # === Layers ===
         self.backbone = backbone
         self.preprocessor = preprocessor
@@ -118,10 +126,12 @@ class FAMCausalLM(
         lm = keras_fam.FAMCausalLM.from_preset("gpt2_base_en")
         ```
         """
+        _check_arguments(kwargs.get("preprocessor"), {"load_weights": load_weights, **kwargs})
         return load_task(cls, super().from_preset, preset, load_weights, kwargs)
 
     def save_to_preset(self, preset_dir: str, max_shard_size: float | None = 10) -> None:
         """Saves a preset that `from_preset` loads; a folder that was there before stays whole until it is replaced."""
+        check_path("preset_dir", preset_dir)
         with merged_alone():
             save_preset(super().save_to_preset, preset_dir, max_shard_size)
 
@@ -134,10 +144,12 @@ class FAMCausalLM(
 
     def save_lora_weights(self, filepath: str) -> None:
         """See `FAMBackbone.save_lora_weights`."""
+        check_path("filepath", filepath)
         self.backbone.save_lora_weights(filepath)
 
     def load_lora_weights(self, filepath: str) -> None:
         """See `FAMBackbone.load_lora_weights`."""
+        check_path("filepath", filepath)
         enabled = self.backbone.lora_enabled
         self.backbone.load_lora_weights(filepath)
         self._trainable = self._trainable or not enabled
@@ -291,3 +303,14 @@ class FAMCausalLM(
             return logits
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
         return loss(target_ids, logits)
+
+
+def _check_arguments(preprocessor, flags):
+    """Refuses what is no preprocessor, and flags among keyword arguments that are no bool."""
+    if not (preprocessor is None or callable(preprocessor)):
+        raise TypeError(
+            "`preprocessor` must be a keras_hub.models.CausalLMPreprocessor or None. Received: preprocessor="
+            f"{preprocessor!r} of type {type(preprocessor).__name__}."
+        )
+    for name in ("compile", "trainable", "load_weights"):
+        check_flag(name, flags.get(name, True))

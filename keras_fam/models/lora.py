@@ -4,7 +4,7 @@ import os
 
 from keras import ops
 
-from keras_fam.checks import check_integer
+from keras_fam.checks import check_integer, check_names
 from keras_fam.files import adapter_file
 
 
@@ -33,7 +33,8 @@ class LoRAWeights:
                 "`enable_lora` can be called once. Received: enable_lora on a model whose LoRA is enabled with rank "
                 f"{enabled[0]}."
             )
-        names = self.default_lora_layer_names() if target_layer_names is None else list(target_layer_names)
+        names = target_layer_names
+        names = self.default_lora_layer_names() if names is None else check_names("target_layer_names", names)
         known = {layer.name for layer in layers if hasattr(layer, "enable_lora") and hasattr(layer, "kernel")}
         unknown = [name for name in names if name not in known]
         if unknown or not names:
