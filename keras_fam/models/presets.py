@@ -5,6 +5,7 @@ import inspect
 import numbers
 import os
 
+import keras
 import keras_hub
 from keras_hub.src.utils.preset_utils import get_preset_loader
 
@@ -54,24 +55,17 @@ def load_task(cls, load_saved, preset, load_weights, arguments):
     loader, stock_cls = _find(cls.backbone_cls, preset)
     if stock_cls is None:
         _check_agreement(loader.config["config"], memory)
-        if not memory:
-            return load_saved(preset, load_weights, **rest)
+        if memory:
+            dtype = {name: rest.pop(name) for name in ("dtype",) if name in rest}
+            rest["backbone"] = cls.backbone_cls.from_preset(preset, load_weights, **memory, **dtype)
+        return load_saved(preset, load_weights, **rest)
     check_keywords(rest, (*MEMORY_ARGUMENTS, "dtype", "preprocessor", "compile", "name", "trainable"))
     backbone_arguments = {"dtype": rest.pop("dtype")} if "dtype" in rest else {}
     if "preprocessor" not in rest:
-        preprocessor_cls = keras_hub.models.CausalLMPreprocessor
-        # KerasHub finds no preprocessor for a FAMBackbone by itself; the preset says which one it is.
-        saved = stock_cls is None
-        rest["preprocessor"] = (
-            loader.load_preprocessor(preprocessor_cls) if saved else preprocessor_cls.from_preset(preset)
-        )
-    if stock_cls is None:
-        backbone = cls.backbone_cls.from_preset(preset, load_weights, **memory, **backbone_arguments)
-    else:
-        memory = {"sink_token_id": _start_token_id(rest["preprocessor"]), **memory}
-        load = functools.partial(stock_cls.from_preset, preset, load_weights, **backbone_arguments)
-        backbone = _with_memory(cls.backbone_cls, stock_cls, loader, memory, load)
-    return cls(backbone, **rest)
+        rest["preprocessor"] = keras_hub.models.CausalLMPreprocessor.from_preset(preset)
+    memory = {"sink_token_id": _start_token_id(rest["preprocessor"]), **memory}
+    load = functools.partial(stock_cls.from_preset, preset, load_weights, **backbone_arguments)
+    return cls(_with_memory(cls.backbone_cls, stock_cls, loader, memory, load), **rest)
 
 
 def save_preset(save, preset_dir, max_shard_size):
@@ -153,6 +147,17 @@ def _fitting(memory, defaults, table_length):
 def _start_token_id(preprocessor):
     """The start token of a preprocessor's tokenizer, or None."""
     return getattr(getattr(preprocessor, "tokenizer", None), "start_token_id", None)
+
+
+def stock_config(fam_cls: type, preset: str) -> tuple[type, dict]:
+    """The stock backbone's class and configuration, out of a stock preset or a saved FAM preset; no weight is read."""
+    loader, stock_cls = _find(fam_cls, preset)
+    if stock_cls is None:
+        stock = loader.config["config"]["backbone"]
+        return keras.saving.get_registered_object(stock["registered_name"]), stock["config"]
+    if "registered_name" in loader.config:
+        return stock_cls, loader.config["config"]
+    return stock_cls, loader.converter.convert_backbone_config(loader.config)  # Another format than KerasHub's own.
 
 
 def _split(arguments):
