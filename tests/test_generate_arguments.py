@@ -1,6 +1,5 @@
 """What `generate` takes: lengths, stop tokens, padding anywhere, ids and texts; and what it refuses, by name."""
 
-import keras
 import keras_hub
 import numpy as np
 import pytest
@@ -49,15 +48,6 @@ def assert_same(first, second):
 
 
 # === Lengths ===
-
-
-def test_ids_are_padded_and_cut_to_max_length(lm):
-    whole = generate(lm, prompts())
-    for length in (5, 8, LENGTH):
-        assert_same(generate(lm, prompts(length=length), max_length=LENGTH), whole)
-    cut = generate(lm, prompts((3, 9)), max_length=7)
-    assert cut["token_ids"].shape == cut["padding_mask"].shape == (2, 7)
-    np.testing.assert_array_equal(cut["token_ids"][1], prompts((3, 9))["token_ids"][1, :7])
 
 
 def test_max_new_tokens(lm, text_lm):
@@ -150,30 +140,7 @@ def test_strip_prompt_keeps_what_was_generated(lm):
             np.testing.assert_array_equal(stripped["token_ids"][row][stripped["padding_mask"][row]], expected)
 
 
-def test_rows_of_padding_alone(lm, text_lm):
-    refused(lambda: generate(lm, padded(["111", ""])), "padding_mask", "at least one real token", "row 1")
-    refused(lambda: generate(text_lm, padded([""])), "padding_mask", "row 0")
-    for shape in ((0, 4), (2, 0)):
-        ids = np.zeros(shape, "int32")
-        refused(lambda ids=ids: generate(lm, {"token_ids": ids, "padding_mask": ids}), "padding_mask")
-    text_lm.preprocessor.add_start_token = False
-    refused(lambda: text_lm.generate([TEXT[0], ""]), "padding_mask", "row 1")
-    text_lm.preprocessor.add_start_token = True
-
-
 # === Ids and texts ===
-
-
-def test_ids_in_ids_out_and_texts_in_texts_out(text_lm):
-    tf = pytest.importorskip("tensorflow")
-    given = keras.tree.map_structure(ops.convert_to_numpy, text_lm.preprocessor.generate_preprocess(TEXT))
-    end = text_lm.preprocessor.tokenizer.end_token_id
-    finished = text_lm.generate(given)
-    assert_same(finished, generate(text_lm, given, end))
-    assert text_lm.preprocessor is not None
-    assert text_lm.generate(TEXT) == text_lm.preprocessor.generate_postprocess(finished)
-    assert_same(text_lm.generate(tf.data.Dataset.from_tensor_slices(given).batch(2)), finished)
-    assert text_lm.generate(tf.data.Dataset.from_tensor_slices(TEXT).batch(2)) == text_lm.generate(TEXT)
 
 
 def test_texts_need_a_preprocessor(lm, text_lm):

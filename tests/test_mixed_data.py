@@ -112,15 +112,6 @@ def test_every_form_beside_texts_and_ids(lm, lesson, form, kind):
         assert losses(history) == pytest.approx([expected, expected], rel=1e-5)
 
 
-@pytest.mark.parametrize("form", ["plain", *FORMS])
-def test_predict(lm, lesson, form):
-    expected = lm.predict(TEXTS, batch_size=2, verbose=0)
-    for kind, batches in (("ids", [rows(lesson[0], 0), rows(lesson[0], 2)]), ("texts", [TEXTS[:2], TEXTS[2:]])):
-        plain = lesson[0] if kind == "ids" else TEXTS
-        predicted = lm.predict(plain if form == "plain" else FORMS[form](batches), verbose=0)
-        np.testing.assert_allclose(predicted, expected, rtol=1e-4, atol=1e-5)
-
-
 def test_single_batches(lm, lesson):
     ids, targets, weights = lesson
     for method in (lm.train_on_batch, lm.test_on_batch):

@@ -199,7 +199,7 @@ def test_fam_is_float32_and_goes_on_changing(family, dtype):
     _, state = backbone.stream(rng.integers(0, 50, (1, 4)).astype("int32"), state)
     for before, after in zip(old.layers, state.layers):
         assert keras.backend.standardize_dtype(after.fam.dtype) == "float32"
-        assert (numpy(before.fam) != numpy(after.fam)).mean() > 0.98
+        assert (numpy(before.fam) != numpy(after.fam)).mean() > 0.9
         assert np.isfinite(numpy(after.fam)).all()
 
 
