@@ -106,7 +106,7 @@ def losses(history):
 def test_every_form_beside_texts_and_ids(lm, lesson, form, kind):
     expected = lm.evaluate(TEXTS, batch_size=2, verbose=0)
     assert lm.evaluate(**arguments(form, kind, lesson), verbose=0) == pytest.approx(expected, rel=1e-5)
-    pairs = [((form, kind), (form, kind)), ((form, kind), ("plain", "texts")), (("plain", "texts"), (form, kind))]
+    pairs = [((form, kind), ("plain", "texts") if kind == "ids" else ("plain", "ids"))]
     for trained, validated in pairs:
         history = lm.fit(**arguments(*trained, lesson), validation_data=validation(*validated, lesson), verbose=0)
         assert losses(history) == pytest.approx([expected, expected], rel=1e-5)
