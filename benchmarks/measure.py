@@ -130,6 +130,20 @@ def decode(size, contexts, tokens):
     return in_turn({context: lambda context=context: step(context) for context in states}, tokens)
 
 
+def rings(size, names, context, tokens):
+    """A stream's MiB, and seconds a token of single-token `stream` calls after a context, of several models in turn."""
+    ids = np.random.default_rng(0).integers(0, size.vocabulary_size, (1, context)).astype("int32")
+    lms = {name: models.language_model(models.MODELS[name](size)) for name in names}
+    states = {name: lm.stream(ids, lm.initial_state(1))[1] for name, lm in lms.items()}
+    mib = {name: sum(x.nbytes for x in keras.tree.flatten(state)) / MIB for name, state in states.items()}
+
+    def step(name):
+        logits, states[name] = lms[name].stream(ids[:, :1], states[name])
+        return ops.convert_to_numpy(logits)
+
+    return {"mib": mib, "seconds": in_turn({name: lambda name=name: step(name) for name in names}, tokens)}
+
+
 def generate(size, name, contexts, tokens, repeats):
     """Seconds a token of `generate` after prompts of several lengths: two lengths of text, one taken from the other."""
     lm = models.language_model(models.MODELS[name](size))
@@ -172,7 +186,7 @@ def peers(size, names, tokens, repeats):
     return {"seconds": in_turn(steps, repeats), "weights": weights}
 
 
-MEASUREMENTS = (speed, speed_by_length, memory, stream, decode, generate, compile_time, peers)
+MEASUREMENTS = (speed, speed_by_length, memory, stream, decode, rings, generate, compile_time, peers)
 
 if __name__ == "__main__":
     arguments = json.loads(sys.argv[2])

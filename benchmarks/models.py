@@ -44,7 +44,36 @@ def dense_bswa(size):
     return backbone
 
 
-MODELS = {"fam": fam, "bswa": bswa, "stock": stock, "dense_bswa": dense_bswa}
+def gemma3(size, sliding_window, blocks=8):
+    """Gemma 3's order of layers, five of six with a window of their own; blocks of a quarter of `size`'s."""
+    block_size = max(size.block_size // 4, 1)
+    backbone = keras_hub.models.Gemma3Backbone(
+        vocabulary_size=size.vocabulary_size,
+        image_size=None,
+        num_layers=6,
+        num_query_heads=size.num_heads,
+        num_key_value_heads=size.num_heads // 2,
+        hidden_dim=size.hidden_dim,
+        intermediate_dim=size.intermediate_dim // 2,
+        head_dim=size.hidden_dim // size.num_heads,
+        use_query_key_norm=True,
+        use_sliding_window_attention=True,
+        sliding_window_size=sliding_window * block_size,
+        vision_encoder=None,
+    )
+    fam_length = min(size.fam_length, block_size)
+    return keras_fam.FAMBackbone(backbone, block_size, memory_segments=blocks - 1, fam_length=fam_length)
+
+
+MODELS = {
+    "fam": fam,
+    "bswa": bswa,
+    "stock": stock,
+    "dense_bswa": dense_bswa,
+    "short_rings": lambda size: gemma3(size, sliding_window=2),
+    # Windows as long as all that any layer sees: every layer keeps a ring of all blocks.
+    "long_rings": lambda size: gemma3(size, sliding_window=8),
+}
 
 
 def language_model(backbone, **compile_options):

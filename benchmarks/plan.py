@@ -39,6 +39,11 @@ def full(backend):
         "remat": ("memory", dict(name="fam", length=8192, mode="train", repeats=2, remat=True)),
         "stream": ("stream", dict(size=SMALL, tokens=1_000_000 // 4096 * 4096, chunk=4096, repeats=15)),
         "decode": ("decode", dict(contexts=[512, 16384], tokens=100)),
+        "rings, forward": (
+            "speed",
+            dict(names=["short_rings", "long_rings"], length=8192, mode="forward", repeats=7),
+        ),
+        "rings, stream": ("rings", dict(names=["short_rings", "long_rings"], context=4096, tokens=100)),
         "generate, fam": ("generate", dict(name="fam", contexts=[512, 16384], tokens=257, repeats=3)),
         "generate, stock": ("generate", dict(name="stock", contexts=[512, 4096], tokens=257, repeats=3)),
         "peers": ("peers", dict(size=PEERS, names=peers, tokens=4096, repeats=7)),
@@ -56,7 +61,7 @@ def tiny(backend):
         if name.endswith(("4096", "8192")):
             continue  # The same with another length.
         arguments = dict(arguments, size=TINY)
-        for key in ("length", "chunk", "tokens"):
+        for key in ("length", "chunk", "context", "tokens"):
             if key in arguments:
                 arguments[key] = max(arguments[key] // 128, 8)
         for key in ("lengths", "contexts"):

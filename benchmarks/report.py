@@ -67,6 +67,7 @@ def _arithmetic(of, to):
 
 FAM, BSWA = Size(), Size(fam_length=0)
 STOCK = f"≥ 2; arithmetic {stock_products_per_token(FAM, 8192) / products_per_token(FAM, 8192):.2f}"
+RINGS = "Gemma 3, rings of 3 blocks in five of six layers / of 8 in all"
 
 # What stands in the table, its goal, and how it follows from a backend's measurements.
 ROWS = (
@@ -129,6 +130,21 @@ ROWS = (
     ("single-token `stream`, after 16,384 / after 512", "≤ 1.05", lambda r: _generated(r["decode"])),
     ("a token of `generate`, after 16,384 / after 512", "≤ 1.05", lambda r: _generated(r["generate, fam"])),
     ("the same, stock, after 4,096 / after 512", "", lambda r: _generated(r["generate, stock"])),
+    (
+        f"{RINGS}, forward, 8,192",
+        "< 1",
+        lambda r: _spread(_ratios(r["rings, forward"], "short_rings", "long_rings"), 2),
+    ),
+    (
+        f"{RINGS}, single-token `stream`",
+        "< 1",
+        lambda r: _spread(_ratios(r["rings, stream"]["seconds"], "short_rings", "long_rings"), 2),
+    ),
+    (
+        f"{RINGS}, a stream's state",
+        "< 1",
+        lambda r: "{short_rings:.1f} to {long_rings:.1f} MiB".format(**r["rings, stream"]["mib"]),
+    ),
     ("training, tokens/s, 4,096 tokens in segments of 512", "> peers", lambda r: _peers(r["peers"])),
     (
         "compile time, 64 blocks / 8",

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_fam.backend.compiled import CompiledModel
 from keras_fam.backend.parameters import RegistersParameters
+from keras_fam.backend.quantized import keep_gradient
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
 from keras_fam.checks import check_flag, check_keywords, check_path, check_probability
 from keras_fam.families import family_of
@@ -124,6 +125,7 @@ class FAMBackbone(
         self.family = family
         self.options = options
         self.token_embedding = backbone.token_embedding
+        keep_gradient(self.token_embedding)
         self.transformer_layers = [
             FAMDecoderLayer(family.parts(layer), options.for_layers(), dtype=layer.dtype_policy, name=layer.name)
             for layer in family.decoder_layers
