@@ -1,7 +1,5 @@
 """Functions of a model's variables, compiled where the backend compiles, and dropped once the variables are others."""
 
-import contextlib
-
 import keras
 
 from keras_fam.backend.quantized import keep_gradient
@@ -56,9 +54,10 @@ class CompiledModel(CompiledFunctions):
 
     def quantize(self, *args, **kwargs):
         """See `keras.Model.quantize`."""
-        with without_preprocessor(self):
-            super().quantize(*args, **kwargs)
-        keep_gradient(getattr(self, "backbone", self).token_embedding)
+        if hasattr(self, "backbone"):  # A task's tokenizer is a layer too, and one that Keras refuses to quantize.
+            return self.backbone.quantize(*args, **kwargs)
+        super().quantize(*args, **kwargs)
+        keep_gradient(self.token_embedding)
 
     def _check_optimizer(self):
         """Refuses to train other variables than those that the optimizer was built for."""
@@ -76,19 +75,6 @@ class CompiledModel(CompiledFunctions):
                 f"expected the {len(known)} variables that the optimizer was made for. Received: {len(trained)}, with "
                 f"{len(new)} new and {len(known) - len(trained) + len(new)} frozen, such as {(new or frozen)[0]!r}."
             )
-
-
-@contextlib.contextmanager
-def without_preprocessor(model):
-    """Inside, a task has no preprocessor: Keras takes byte-pair tokenizers for layers to quantize, and refuses them."""
-    preprocessor = getattr(model, "preprocessor", None)
-    try:
-        if preprocessor is not None:
-            model.preprocessor = None
-        yield
-    finally:
-        if preprocessor is not None:
-            model.preprocessor = preprocessor
 
 
 def compile_inference(model, function):
