@@ -29,8 +29,8 @@ def sum_over_pieces(function, inputs, labels, weights, piece, groups=1):
     """
     variables = _variables_read(function, inputs, labels, weights)
     # Gradients of weights in less than float32 are added up in float32.
-    trained = [_at_least_float32(v) for v in variables if v.trainable]
-    frozen = [ops.convert_to_tensor(v) for v in variables if not v.trainable]
+    trained = [_value(v, keras.backend.result_type(v.dtype, "float32")) for v in variables if v.trainable]
+    frozen = [_value(v, v.dtype) for v in variables if not v.trainable]
 
     def of_piece(trained, frozen, *rows):
         with _Values(variables, [*trained, *frozen]):
@@ -73,8 +73,13 @@ def _variables_read(function, inputs, labels, weights):
     return sorted(scope.read.values(), key=lambda variable: not variable.trainable)
 
 
-def _at_least_float32(variable):
-    return ops.cast(variable, keras.backend.result_type(variable.dtype, "float32"))
+def _value(variable, dtype):
+    value = ops.cast(variable, dtype)
+    if keras.config.backend() != "tensorflow":
+        return value
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(value)  # `cast` may have handed the variable itself on.
 
 
 # === Pieces ===
