@@ -61,45 +61,45 @@ def assert_same(made, expected, atol=1e-5):
 
 
 class Head(keras.layers.Layer):
-    """Embeddings of tokens, and a tied or untied, soft-capped head."""
+    """A loss of the embeddings of tokens by a tied or untied, soft-capped head."""
 
-    def __init__(self, tied, dtype):
+    def __init__(self, tied=True, dtype="float32"):
         super().__init__(dtype=dtype)
         self.embedding = keras_hub.layers.ReversibleEmbedding(
             VOCABULARY, 8, tie_weights=tied, logit_soft_cap=3.0, dtype=dtype
         )
         self.embedding.build()
-
-    def build(self, shape):
-        randomize(self, 5, 1.0)
+        randomize(self.embedding, 5, 1.0)
+        self.loss_of = self.plain
+        self.built = True
 
     def logits(self, hidden):
         return self.embedding(hidden, reverse=True)
 
-    def call(self, ids):
-        return self.embedding(ids)
+    def plain(self, hidden):
+        return PLAIN(Y, self.logits(hidden), WEIGHTS)
 
+    def chunked(self, piece, groups=1, weights=WEIGHTS):
+        def loss(hidden):
+            sums = chunked_crossentropy(hidden, Y, weights, self.logits, piece, groups)
+            return ops.divide_no_nan(sums.loss, sums.weight)
 
-def head_model(tied=True, dtype="float32"):
-    ids = keras.Input((None,), dtype="int32")
-    head = Head(tied, dtype)
-    return head, keras.Model(ids, head(ids))
+        return loss
+
+    def call(self, ids, training=None):
+        return self.loss_of(self.embedding(ids))
+
+    def gradients(self, loss_of):
+        self.loss_of = loss_of
+        return loss_and_gradients(self, X, lambda loss: loss)
 
 
 @pytest.mark.parametrize("groups, piece", [(1, 5), (1, 1), (1, 1024), (2, 6)])
 @pytest.mark.parametrize("tied", [True, False])
 def test_sums_and_gradients(tied, groups, piece):
-    head, model = head_model(tied)
-
-    def plain(hidden):
-        return PLAIN(Y, head.logits(hidden), WEIGHTS)
-
-    def chunked(hidden):
-        sums = chunked_crossentropy(hidden, Y, WEIGHTS, head.logits, piece, groups)
-        return sums.loss / sums.weight
-
-    loss, gradients = loss_and_gradients(model, X, plain)
-    made, made_gradients = loss_and_gradients(model, X, chunked)
+    head = Head(tied)
+    loss, gradients = head.gradients(head.plain)
+    made, made_gradients = head.gradients(head.chunked(piece, groups))
     np.testing.assert_allclose(made, loss, rtol=1e-6)
     assert made_gradients.keys() == gradients.keys() and len(gradients) == (1 if tied else 2)
     for path, gradient in gradients.items():
@@ -108,30 +108,25 @@ def test_sums_and_gradients(tied, groups, piece):
 
 
 def test_gradients_in_bfloat16_are_as_near_to_the_truth_as_those_of_all_logits():
-    """Pieces of one position: a sum of 25 gradients in bfloat16 would be off by more."""
-    found = {}
-    for dtype in ("float32", "bfloat16"):
-        head, model = head_model(dtype=dtype)
-        keras.tree.map_structure(lambda v: v.assign(ops.cast(ops.cast(v, "bfloat16"), v.dtype)), model.weights)
-
-        def chunked(hidden, head=head):
-            sums = chunked_crossentropy(hidden, Y, WEIGHTS, head.logits, 1)
-            return sums.loss / sums.weight
-
-        found[dtype, "plain"] = loss_and_gradients(model, X, lambda hidden, head=head: PLAIN(Y, head.logits(hidden), WEIGHTS))
-        found[dtype, "chunked"] = loss_and_gradients(model, X, chunked)
-
-    def error(name):
-        (truth,), (gradient,) = (found[key][1].values() for key in (("float32", "plain"), ("bfloat16", name)))
-        return np.abs(gradient.astype("float32") - truth).max()
-
-    assert error("chunked") < 1.5 * error("plain")
-    np.testing.assert_allclose(found["bfloat16", "chunked"][0], found["bfloat16", "plain"][0], rtol=1e-3)
+    """Pieces of one position: their gradients added up in bfloat16 would be further off."""
+    wide, narrow = Head(), Head(dtype="bfloat16")
+    wide.embedding.embeddings.assign(ops.cast(narrow.embedding.embeddings, "float32"))
+    truth, plain, chunked = (
+        wide.gradients(wide.plain),
+        narrow.gradients(narrow.plain),
+        narrow.gradients(narrow.chunked(1)),
+    )
+    errors = [
+        np.abs(next(iter(gradients.values())).astype("float32") - next(iter(truth[1].values()))).max()
+        for _, gradients in (chunked, plain)
+    ]
+    assert errors[0] < 1.5 * errors[1]
+    np.testing.assert_allclose(chunked[0], plain[0], rtol=1e-3)
 
 
 def test_no_more_than_a_piece_is_computed_and_nothing_of_weight_0():
     """What is not real is NaN: it would show in a sum, even times 0."""
-    head, _ = head_model()
+    head = Head()
     seen = []
 
     def logits_of(hidden):
@@ -154,13 +149,8 @@ def test_no_more_than_a_piece_is_computed_and_nothing_of_weight_0():
 
 
 def test_nothing_real_at_all():
-    head, model = head_model()
-
-    def chunked(hidden):
-        sums = chunked_crossentropy(hidden, Y, 0 * WEIGHTS, head.logits, 5)
-        return ops.divide_no_nan(sums.loss, sums.weight)
-
-    loss, gradients = loss_and_gradients(model, X, chunked)
+    head = Head()
+    loss, gradients = head.gradients(head.chunked(5, weights=0 * WEIGHTS))
     assert loss == 0.0 and all(np.all(gradient == 0) for gradient in gradients.values())
 
 
@@ -173,7 +163,9 @@ def test_a_step_is_that_of_all_logits(family, lora):
     made = trained(language_model(keras_fam.ChunkedCrossentropy(5), family, lora), steps=2)
     assert_same(made, expected)
     if BACKEND == "tensorflow":
-        assert_same(trained(language_model(keras_fam.ChunkedCrossentropy(5), family, lora, jit=True), steps=2), expected)
+        assert_same(
+            trained(language_model(keras_fam.ChunkedCrossentropy(5), family, lora, jit=True), steps=2), expected
+        )
 
 
 WAYS = {

@@ -137,7 +137,8 @@ def _torch_sum(of_piece, trained, frozen, arrays, piece):
 
 def _jax_sum(of_piece, trained, frozen, pieces, needed):
     import jax
-    from jax import lax, numpy as jnp
+    from jax import lax
+    from jax import numpy as jnp
 
     def at(pieces, index):
         return [lax.dynamic_index_in_dim(x, index, keepdims=False) for x in pieces]

@@ -40,6 +40,7 @@ class ChunkedCrossentropy(keras.losses.Loss):
     Example:
 
     ```python
+    lm = keras_fam.FAMCausalLM.from_preset("gpt2_base_en")
     lm.compile(loss=keras_fam.ChunkedCrossentropy(piece=512))  # loss="chunked_crossentropy": pieces of 1,024.
     ```
     """

@@ -70,20 +70,21 @@ class TrainsInPieces:
         config = super().get_compile_config()
         if config and getattr(self, "sampler", None) is not None:
             config["sampler"] = keras_hub.samplers.serialize(self.sampler)
-            config["optimizer_built"] = self.optimizer is not None and self.optimizer.built
+            started = self.optimizer is not None and self.optimizer.built
+            config["trained_variables"] = len(self.trainable_variables) if started else 0
         return config
 
     def compile_from_config(self, config):
-        """Compiles as the model was compiled that was saved."""
+        """Compiles as the model was compiled that was saved. Its optimizer goes on if it trains as many variables."""
         config = dict(config)
-        built = config.pop("optimizer_built", False)
+        trained = config.pop("trained_variables", 0)
         try:
             config = keras.saving.deserialize_keras_object(config)
         except (TypeError, ValueError) as error:
             warnings.warn(f"`compile` must be called again: what was saved of it cannot be read. {error}", stacklevel=2)
             return
         self.compile(**config)
-        if built:
+        if trained and trained == len(self.trainable_variables):
             self.optimizer.build(self.trainable_variables)
 
     @property
@@ -147,5 +148,7 @@ def _two_axes(name, value, shape):
         for axis, (size, expected) in enumerate(zip(value.shape, shape))
     )
     if not fits:
-        raise ValueError(f"`{name}` must have the shape [batch, length], here {shape}. Received: {name} of shape {given}.")
+        raise ValueError(
+            f"`{name}` must have the shape [batch, length], here {shape}. Received: {name} of shape {given}."
+        )
     return value
