@@ -108,7 +108,7 @@ class TrainsInPieces:
         return self.backbone(self.check_inputs(inputs, training), training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """See `keras.Model.compute_loss`. `y_pred` are logits, but hidden states within a step of the loss in pieces."""
+        """See `keras.Model.compute_loss`. `y_pred` are logits, or hidden states in a step of the loss in pieces."""
         if self._token_metrics is None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         targets, weights = _targets_and_weights(x, y, y_pred, sample_weight)
