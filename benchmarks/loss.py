@@ -4,8 +4,8 @@
     python benchmarks/loss.py --preset FOLDER --lengths 2048 8192 --dtype bfloat16
 
 Every figure comes from a process of its own. `chunked` is this package's default loss, `plain` the loss of all logits
-on the same model, `stock` KerasHub's own model with its own loss. Memory is the process's peak, and by how much the peak
-lies above what the process held before the step; time is the median of the steps after the first.
+on the same model, `stock` KerasHub's own model with its own loss. Memory is the process's peak, and by how much that is
+more than the process held before the step. Time is the median of the steps after the first.
 """
 
 import argparse
