@@ -169,9 +169,11 @@ def test_a_step_is_that_of_all_logits(family, lora):
 
 
 WAYS = {
-    "remat": dict(remat="full"),
-    "stateful": dict(stateful_batch_size=4),
-    "accumulated": dict(optimizer=lambda: keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)),
+    "stateful, with remat, gradients accumulated": dict(
+        stateful_batch_size=4,
+        remat="full",
+        optimizer=lambda: keras.optimizers.SGD(0.1, gradient_accumulation_steps=2),
+    ),
     "eager": dict(run_eagerly=True, fam_length=0),
     "mixed_float16": dict(stock={"dtype": "mixed_float16"}),
     "bfloat16": dict(stock={"dtype": "bfloat16"}, lora=True),

@@ -61,15 +61,15 @@ class _Values(keras.StatelessScope):
 
 
 def _variables_read(function, inputs, labels, weights):
-    """The Keras variables that `function` reads, the trainable ones first. It is asked with no row at all."""
-    none = [x[None, :0] for x in (inputs, labels, weights)]
+    """The Keras variables that `function` reads, the trainable ones first. It is asked with a single row."""
+    row = [x[None, :1] for x in (inputs, labels, weights)]
     with _Values() as scope:
         if keras.config.backend() == "jax":
             import jax
 
-            jax.eval_shape(function, *none)
+            jax.eval_shape(function, *row)
         else:
-            function(*(ops.stop_gradient(x) for x in none))
+            function(*(ops.stop_gradient(x) for x in row))
     return sorted(scope.read.values(), key=lambda variable: not variable.trainable)
 
 
@@ -125,8 +125,9 @@ def _torch_sum(of_piece, trained, frozen, arrays, piece):
     from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
     real = torch.nonzero(arrays[-1])[:, 0]
+    real = real if len(real) else real.new_zeros(1)  # One row of weight 0, so that there is a gradient.
     first, second = 0.0, 0.0
-    for index in torch.split(real, piece):  # Of no rows, one piece of none.
+    for index in torch.split(real, piece):
         # Without the exception by which a second computation stops early: its frames would keep tensors.
         with set_checkpoint_early_stop(False):
             rows = [x[index][None] for x in arrays]

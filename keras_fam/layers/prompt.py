@@ -52,7 +52,6 @@ class FAMPrompt(keras.layers.Layer):
             shape=(self.fam_length, inputs_shape[-1]),
             initializer=self.embeddings_initializer,
             trainable=True,
-            dtype="float32",  # Steps of training would be lost in bfloat16.
         )
 
     def call(self, inputs: Tensor = None) -> Tensor:

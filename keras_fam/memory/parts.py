@@ -1,10 +1,12 @@
 """What FAM borrows of a decoder layer: its projections, norms and feed-forward. FAM adds no weight of its own."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import keras
 from keras import ops
+from keras.src.backend import AutocastScope
 
 from keras_fam.backend.kernels import Scoring, attend
 from keras_fam.backend.random import seeded_dropout
@@ -201,14 +203,17 @@ class DecoderParts:
 def _dense(layer, x):
     """A projection, or a feed-forward layer on `[b, t, d]`, in the layer's compute dtype.
 
-    A bias that trains beside LoRA is float32, and would make the result float32. A `Dense` is one matrix product over
-    rows: XLA cannot differentiate the product that tensorflow uses for rank 3 inside a loop over unknown many blocks.
+    What trains with LoRA is float32 and is cast here. Keras casts LoRA kernels itself, unless the layer is quantized;
+    it does not cast a bias, which would make the result float32. A `Dense` is one matrix product over rows: XLA cannot
+    differentiate the product that tensorflow uses for rank 3 inside a loop over unknown many blocks.
     """
-    if isinstance(layer, keras.layers.Dense):
-        rows = layer(ops.reshape(x, (-1, x.shape[-1])))
-        made = ops.reshape(rows, (*ops.shape(x)[:-1], rows.shape[-1]))
-    else:
-        made = layer(x)
+    quantized = getattr(layer, "quantization_mode", None) is not None
+    with AutocastScope(layer.compute_dtype) if quantized else contextlib.nullcontext():
+        if isinstance(layer, keras.layers.Dense):
+            rows = layer(ops.reshape(x, (-1, x.shape[-1])))
+            made = ops.reshape(rows, (*ops.shape(x)[:-1], rows.shape[-1]))
+        else:
+            made = layer(x)
     return ops.cast(made, layer.compute_dtype)
 
 

@@ -50,9 +50,10 @@ class LoRAWeights:
         self._lora_target_layer_names = names
         for layer in layers:
             if layer.name in names and getattr(layer, "bias", None) is not None:
-                _widen_bias(layer)
+                _widen(layer, "bias")
         if self.fam_prompt is not None:
             self.fam_prompt.trainable = True
+            _widen(self.fam_prompt, "embeddings")
         for gate in self._gates():
             gate.trainable = True
 
@@ -124,14 +125,14 @@ class LoRAWeights:
             )
 
 
-def _widen_bias(layer):
-    """Makes the bias of `layer` float32."""
-    narrow = layer.bias
+def _widen(layer, name):
+    """Makes a weight of `layer` float32 if it is narrower."""
+    narrow = getattr(layer, name)
     if keras.backend.standardize_dtype(narrow.dtype) not in ("bfloat16", "float16"):
         return
+    kept = dict(name=narrow.name, shape=narrow.shape, trainable=narrow.trainable, regularizer=narrow.regularizer)
     layer._tracker.unlock()
     layer._untrack_variable(narrow)
-    kept = dict(name=narrow.name, shape=narrow.shape, trainable=narrow.trainable, regularizer=narrow.regularizer)
-    layer.bias = layer.add_weight(**kept, dtype="float32")
+    setattr(layer, name, layer.add_weight(**kept, dtype="float32"))
     layer._tracker.lock()
-    layer.bias.assign(ops.cast(narrow, "float32"))
+    getattr(layer, name).assign(ops.cast(narrow, "float32"))
