@@ -13,8 +13,10 @@ from keras_fam.models.causal_lm import FAMCausalLM
 from keras_fam.plots.attention import plot_attention
 from keras_fam.plots.loss import plot_loss_by_position
 from keras_fam.training.callbacks import RandomStatePassingSchedule
+from keras_fam.training.chunked_loss import ChunkedCrossentropy
 
 __all__ = [
+    "ChunkedCrossentropy",
     "FAMBackbone",
     "FAMCausalLM",
     "FAMDecoderBlock",

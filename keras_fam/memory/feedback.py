@@ -97,7 +97,7 @@ def update_fam(core: Core, fam: FAM, block: Block, seeds: dict[str, Tensor] | No
     )
     # R: the learned prompt carries no context, so the first block after it has no residual.
     residual = ops.where(fam.started[:, None, None], vectors, ops.zeros_like(vectors))
-    updated = core.parts.complete(core.parts.output(attended), residual, seeds)
+    updated = core.parts.complete(core.parts.project_output(attended), residual, seeds)
     updated = bound_residual(updated, residual, core.options.memory_span)
     read = started_after(ops.zeros_like(fam.started), valid)
     return ops.where(read[:, None, None], updated, vectors), started_after(fam.started, valid)

@@ -1,10 +1,12 @@
 """What FAM borrows of a decoder layer: its projections, norms and feed-forward. FAM adds no weight of its own."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import keras
 from keras import ops
+from keras.src.backend import AutocastScope
 
 from keras_fam.backend.kernels import Scoring, attend
 from keras_fam.backend.random import seeded_dropout
@@ -90,13 +92,13 @@ class DecoderParts:
 
     def project_query(self, normed: Tensor) -> Tensor:
         """`[b, t, d]` to `[b, t, h, c]`, not yet rotated."""
-        query = self.query(normed)
+        query = _dense(self.query, normed)
         return query if self.query_norm is None else self.query_norm(query)
 
     def project_key_value(self, normed: Tensor) -> tuple[Tensor, Tensor]:
         """`[b, s, d]` to two times `[b, s, k, c]`, the key not yet rotated."""
-        key = self.key(normed)
-        return (key if self.key_norm is None else self.key_norm(key)), self.value(normed)
+        key = _dense(self.key, normed)
+        return (key if self.key_norm is None else self.key_norm(key)), _dense(self.value, normed)
 
     def rotation(self, places: Tensor) -> Rotation | None:
         """The turns at `places` `[t]`, relative to a block so that no stream is long enough to blur them; or None."""
@@ -139,6 +141,10 @@ class DecoderParts:
         return _dropped(self.attended_dropout, attended, seeds.get("attended"))
 
     # === Behind the attention ===
+
+    def project_output(self, attended: Tensor) -> Tensor:
+        """`[b, t, h, c]` to `[b, t, d]`."""
+        return _dense(self.output, attended)
 
     def complete(self, attention: Tensor, residual: Tensor, seeds=None) -> Tensor:
         """The layer behind the attention, for tokens and FAM alike: A = attention + residual; FF(norm(A)) + A.
@@ -195,14 +201,20 @@ class DecoderParts:
 
 
 def _dense(layer, x):
-    """A feed-forward layer on `[b, t, d]`, a `Dense` as one matrix product over rows.
+    """A projection, or a feed-forward layer on `[b, t, d]`, in the layer's compute dtype.
 
-    XLA cannot differentiate the product that tensorflow uses for rank 3 inside a loop over unknown many blocks.
+    What trains with LoRA is float32 and is cast here. Keras casts LoRA kernels itself, unless the layer is quantized;
+    it does not cast a bias, which would make the result float32. A `Dense` is one matrix product over rows: XLA cannot
+    differentiate the product that tensorflow uses for rank 3 inside a loop over unknown many blocks.
     """
-    if isinstance(layer, keras.layers.EinsumDense):
-        return layer(x)
-    rows = layer(ops.reshape(x, (-1, x.shape[-1])))
-    return ops.reshape(rows, (*ops.shape(x)[:-1], rows.shape[-1]))
+    quantized = getattr(layer, "quantization_mode", None) is not None
+    with AutocastScope(layer.compute_dtype) if quantized else contextlib.nullcontext():
+        if isinstance(layer, keras.layers.Dense):
+            rows = layer(ops.reshape(x, (-1, x.shape[-1])))
+            made = ops.reshape(rows, (*ops.shape(x)[:-1], rows.shape[-1]))
+        else:
+            made = layer(x)
+    return ops.cast(made, layer.compute_dtype)
 
 
 def _dropped(layer, x, seed):

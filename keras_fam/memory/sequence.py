@@ -72,7 +72,7 @@ def attend_sequence(
     elif beginning.sink is not None:
         seen = _sinks(core, beginning.sink, ops.shape(query))
     attended = merge_blocks(attend_blocks(core, query, keys, seen, seeds), length)
-    return parts.output(attended), Passed(fam, *last_segments) if passes_on else None
+    return parts.project_output(attended), Passed(fam, *last_segments) if passes_on else None
 
 
 class Text(NamedTuple):
@@ -176,9 +176,9 @@ def attend_prompt(core: Core, normed: Tensor) -> Tensor:
     parts, places = core.parts, ops.arange(-normed.shape[1], 0)
     key, value = parts.project_key_value(normed)
     if normed.shape[1] == 1:  # One vector alone sees itself with weight 1; a softmax of one score makes Keras warn.
-        return parts.output(ops.repeat(value, parts.num_query_heads // parts.num_key_value_heads, axis=2))
+        return parts.project_output(ops.repeat(value, parts.num_query_heads // parts.num_key_value_heads, axis=2))
     query, key = parts.rotate(parts.project_query(normed), places), parts.rotate(key, places)
-    return parts.output(parts.attend(query, key, value, ops.ones((1, 1, normed.shape[1]), "bool")))
+    return parts.project_output(parts.attend(query, key, value, ops.ones((1, 1, normed.shape[1]), "bool")))
 
 
 def complete_tokens(core: Core, attention: Tensor, inputs: Tensor, seeds, training: bool | None) -> Tensor:

@@ -106,7 +106,7 @@ def read_piece(
         state = written()
         mask = ops.concatenate([mask, always], axis=2)
         attended = _attend_turning_keys(core, query, state, mask, (places, age))
-    return parts.output(attended), state
+    return parts.project_output(attended), state
 
 
 def _ring_of(core, place, age):

@@ -36,12 +36,19 @@ from keras_fam.models.prompts import (
     longest_text,
     prepare_ids,
 )
+from keras_fam.training.chunked_training import TrainsInPieces
 from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
 class FAMCausalLM(
-    CompiledModel, ChecksInputs, SavesWhole, TakesTextsAndIds, RegistersParameters, keras_hub.models.CausalLM
+    CompiledModel,
+    TrainsInPieces,
+    ChecksInputs,
+    SavesWhole,
+    TakesTextsAndIds,
+    RegistersParameters,
+    keras_hub.models.CausalLM,
 ):
     """A causal language model on a `FAMBackbone`.
 

@@ -2,6 +2,7 @@
 
 import os
 
+import keras
 from keras import ops
 
 from keras_fam.checks import check_integer, check_names
@@ -17,6 +18,9 @@ class LoRAWeights:
 
     def enable_lora(self, rank: int, target_layer_names: list[str] | None = None) -> None:
         """Freezes the model but for LoRA on its projections, the target layers' biases, the FAM prompt and gates.
+
+        What trains is float32, whatever the model's dtype, and cast where it is used: in bfloat16 most steps of a
+        small learning rate would be rounded away.
 
         Args:
             rank: int >= 1.
@@ -44,8 +48,12 @@ class LoRAWeights:
             )
         super().enable_lora(rank, names)
         self._lora_target_layer_names = names
+        for layer in layers:
+            if layer.name in names and getattr(layer, "bias", None) is not None:
+                _widen(layer, "bias")
         if self.fam_prompt is not None:
             self.fam_prompt.trainable = True
+            _widen(self.fam_prompt, "embeddings")
         for gate in self._gates():
             gate.trainable = True
 
@@ -115,3 +123,16 @@ class LoRAWeights:
                 f"`filepath` must hold the variables that LoRA trains in this model. Received: {str(filepath)!r}, "
                 f"which differs in {differing}."
             )
+
+
+def _widen(layer, name):
+    """Makes a weight of `layer` float32 if it is narrower."""
+    narrow = getattr(layer, name)
+    if keras.backend.standardize_dtype(narrow.dtype) not in ("bfloat16", "float16"):
+        return
+    kept = dict(name=narrow.name, shape=narrow.shape, trainable=narrow.trainable, regularizer=narrow.regularizer)
+    layer._tracker.unlock()
+    layer._untrack_variable(narrow)
+    setattr(layer, name, layer.add_weight(**kept, dtype="float32"))
+    layer._tracker.lock()
+    getattr(layer, name).assign(ops.cast(narrow, "float32"))
