@@ -1,9 +1,17 @@
 """One backend per run: the one in KERAS_BACKEND."""
 
+import atexit
 import os
+import tempfile
 
 # Small models, compiled often and run once: XLA's optimizations would be most of the time.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# Many tests compile the same small program: jax keeps each for as long as the run takes.
+_programs = tempfile.TemporaryDirectory()
+atexit.register(_programs.cleanup)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _programs.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import keras
 import pytest
