@@ -173,11 +173,10 @@ class FAMCausalLM(
         Raises:
             TypeError, ValueError: see `FAMBackbone.stream`.
         """
-        backbone = self.backbone
-        return backbone.stream_pieces(inputs, state, backbone.inference("logits", self._logits_piece))
+        return self.backbone.stream_pieces(inputs, state, "logits", self._logits_piece)
 
-    def _logits_piece(self, token_ids, padding_mask, state, last):
-        hidden, state = self.backbone.piece(token_ids, padding_mask, state, last)
+    def _logits_piece(self, token_ids, padding_mask, state, last, count=None):
+        hidden, state = self.backbone.piece(token_ids, padding_mask, state, last, count)
         return self.backbone.logits(hidden), state
 
     # === Generation ===
