@@ -1,10 +1,7 @@
 """A KerasHub language model with working memory: fit, evaluate, generate, stream, score."""
 
-from collections.abc import Callable
-
 import keras
 import keras_hub
-from keras import ops
 
 from keras_fam.backend.compiled import CompiledModel
 from keras_fam.backend.parameters import RegistersParameters
@@ -12,10 +9,7 @@ from keras_fam.backend.rematerialize import rematerialize_blocks_alone
 from keras_fam.checks import (
     check_flag,
     check_keywords,
-    check_padding_mask,
     check_path,
-    check_shape_of_ids,
-    check_token_ids,
 )
 from keras_fam.layers.lora_checkpoint import merged_alone
 from keras_fam.memory.state import StreamState
@@ -24,6 +18,7 @@ from keras_fam.models.batches import TakesTextsAndIds
 from keras_fam.models.generating import Generates
 from keras_fam.models.inputs import ChecksInputs
 from keras_fam.models.presets import SavesWhole, load_task, save_preset
+from keras_fam.models.scoring import Scores
 from keras_fam.models.texts import are_texts, text_chunk
 from keras_fam.types import Tensor
 
@@ -35,6 +30,7 @@ class FAMCausalLM(
     SavesWhole,
     TakesTextsAndIds,
     Generates,
+    Scores,
     RegistersParameters,
     keras_hub.models.CausalLM,
 ):
@@ -180,50 +176,6 @@ class FAMCausalLM(
     def _logits_piece(self, token_ids, padding_mask, state, last, count=None):
         hidden, state = self.backbone.piece(token_ids, padding_mask, state, last, count)
         return self.backbone.logits(hidden), state
-
-    # === Scoring ===
-
-    def score(
-        self,
-        token_ids: Tensor,
-        padding_mask: Tensor | None = None,
-        scoring_mode: str = "logits",
-        layer_intercept_fn: Callable[[Tensor, int], Tensor] | None = None,
-        target_ids: Tensor | None = None,
-    ) -> Tensor:
-        """Scores given token ids, as `keras_hub.models.GPT2CausalLM.score` does.
-
-        Args:
-            token_ids: int `[batch, length]`.
-            padding_mask: `[batch, length]`, or None for no padding.
-            scoring_mode: `"logits"` or `"loss"`.
-            layer_intercept_fn: callable `(x, index) -> x` on the embeddings (index -1) and each layer's output, or
-                None.
-            target_ids: int `[batch, length]`, the tokens to score with `"loss"`.
-
-        Returns:
-            `[batch, length, vocabulary_size]` logits, or `[batch, length]` losses in nats.
-
-        Raises:
-            TypeError, ValueError: an unknown mode, a loss without targets, wrong token ids or mask.
-        """
-        if scoring_mode not in ("logits", "loss"):
-            raise ValueError(f"`scoring_mode` must be 'logits' or 'loss'. Received: scoring_mode={scoring_mode!r}.")
-        if scoring_mode == "loss" and target_ids is None:
-            raise ValueError("`target_ids` must be given with scoring_mode='loss'. Received: target_ids=None.")
-        token_ids = check_token_ids(token_ids, self.backbone.vocabulary_size)
-        padding_mask = ops.ones(token_ids.shape, "bool") if padding_mask is None else padding_mask
-        padding_mask = ops.convert_to_tensor(check_padding_mask(padding_mask, token_ids))
-        if target_ids is not None:
-            target_ids = check_token_ids(target_ids, self.backbone.vocabulary_size, "target_ids")
-            target_ids = check_shape_of_ids(target_ids, token_ids, "target_ids")
-        token_ids = ops.convert_to_tensor(token_ids, "int32")
-        hidden = self.backbone.hidden_states(token_ids, padding_mask, layer_intercept_fn=layer_intercept_fn)
-        logits = self.backbone.logits(hidden)
-        if scoring_mode == "logits":
-            return logits
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
-        return loss(target_ids, logits)
 
 
 def _check_arguments(preprocessor, flags):

@@ -16,7 +16,10 @@ class GeneratedPieces:
     Attributes:
         state: `StreamState` that has read the prompt and all that was generated so far. Before the first piece is asked
             for it is the state given, or None.
+        stopped_by: int, the stop token that ended the text; None if none did.
     """
+
+    stopped_by = None
 
     def __init__(self, lm: Any, prompt: Any, state: Any, max_new_tokens: int | None, stop_token_ids: tuple[int, ...]):
         self._lm, self.state, self._decoder = lm, state, None
@@ -63,6 +66,7 @@ class GeneratedPieces:
             token, count = self._drawn(logits), count + 1
             logits, self.state = lm.stream([[token]], self.state)
             if token in self._stop_token_ids:
+                self.stopped_by = token
                 break
             piece = token if self._decoder is None else self._decoder.piece(token)
             if piece != "":
