@@ -4,6 +4,7 @@ import numpy as np
 from keras import ops
 
 from keras_fam.backend.buffers import is_concrete, join, to_host, write
+from keras_fam.backend.compiled import without_gradients
 from keras_fam.backend.devices import rows_over_devices
 from keras_fam.checks import (
     check_ids_shape,
@@ -71,7 +72,7 @@ class Streams:
         """
         token_ids, padding_mask, state, position = self._check_chunk(inputs, state)
         if position is None:  # Inside a compiled function already.
-            return read_traced(piece, token_ids, padding_mask, state, self.block_size)
+            return read_traced(without_gradients(piece), token_ids, padding_mask, state, self.block_size)
         compiled, outputs = self.inference(name, piece), []
         for start, stop in spans(token_ids.shape[1], position % self.block_size, self.block_size):
             last = (position + stop) % self.block_size == 0
