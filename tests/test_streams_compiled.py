@@ -32,9 +32,15 @@ def lm():
     return keras_fam.FAMCausalLM(fam_backbone("gpt2", stock={"num_layers": 1}))
 
 
-def assert_same(made, expected):
-    for x, y in zip(keras.tree.flatten(numpy(made)), keras.tree.flatten(numpy(expected)), strict=True):
-        np.testing.assert_allclose(x, y, **TOLERANCE)
+def same_memory(model, made, expected):
+    """The same, but for places of the ring that hold no token: nothing sees them."""
+    for name in ("valid", "started", "position", "tokens_read", "block_size"):
+        np.testing.assert_array_equal(numpy(getattr(made, name)), numpy(getattr(expected, name)))
+    for layer, wanted in zip(made.layers, expected.layers):
+        np.testing.assert_allclose(numpy(layer.fam), numpy(wanted.fam), **TOLERANCE)
+    ids = ops.convert_to_tensor(token_ids(made.position.shape[0], 13, seed=8))
+    made, expected = (model.stream(ids, state)[0] for state in (made, expected))
+    np.testing.assert_allclose(numpy(made), numpy(expected), **TOLERANCE)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
@@ -43,11 +49,13 @@ def test_chunks_of_any_length_at_any_place(family):
     backbone = fam_backbone(family, stock={"num_layers": 1})
     ids = ops.convert_to_tensor(token_ids(2, 24))
     read = compiled(lambda chunk, state: backbone.stream(chunk, state))
-    for length in (1, 2, 4, 11):
+    for length in (1, 2, 11):
         for place in (0, 1, 3):
             _, state = backbone.stream(ids[:, : 8 + place], backbone.initial_state(2))
             chunk = ids[:, 8 + place :][:, :length]
-            assert_same(read(chunk, state), backbone.stream(chunk, state))
+            (made, after), (expected, wanted) = read(chunk, state), backbone.stream(chunk, state)
+            np.testing.assert_allclose(numpy(made), numpy(expected), **TOLERANCE)
+            same_memory(backbone, after, wanted)
 
 
 def test_padding_in_a_compiled_chunk(lm):
@@ -58,8 +66,7 @@ def test_padding_in_a_compiled_chunk(lm):
     chunk = keras.tree.map_structure(ops.convert_to_tensor, inputs(ids, mask))
     (made, after), (expected, wanted) = compiled(lm.stream)(chunk, state), lm.stream(chunk, state)
     np.testing.assert_allclose(numpy(made)[mask > 0], numpy(expected)[mask > 0], **TOLERANCE)
-    assert after.tokens == wanted.tokens
-    assert_same(lm.stream(ids, after)[0], lm.stream(ids, wanted)[0])
+    same_memory(lm, after, wanted)
 
 
 def test_a_loop_of_ones_own(lm):
@@ -128,7 +135,9 @@ def test_tensorflow_traces_any_length(lm):
     read = tf.function(lm.stream, input_signature=[tf.TensorSpec((1, None), "int32"), spec])
     for length in (1, 2, 9):
         chunk = tf.constant(token_ids(1, length))
-        assert_same(read(chunk, state), lm.stream(chunk, state))
+        (made, after), (expected, wanted) = read(chunk, state), lm.stream(chunk, state)
+        np.testing.assert_allclose(numpy(made), numpy(expected), **TOLERANCE)
+        same_memory(lm, after, wanted)
 
 
 # === The line that a state prints ===
