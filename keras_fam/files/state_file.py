@@ -24,7 +24,7 @@ LAYER_FIELDS = {
     "value": (FLOATS, "bPkc"),
 }
 FIELDS = {"valid": (("bool",), "bR"), "started": (("bool",), "b"), "position": (("int32",), "b")}
-# Files of version 0.1 do not have these.
+# Files of earlier versions do not have these.
 COUNTED = {"tokens_read": (("int32",), "bw"), "block_size": (("int32",), "b")}
 
 # NumPy's file format does not know bfloat16: its bits are stored.

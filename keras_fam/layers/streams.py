@@ -75,6 +75,10 @@ class StreamsAlone(CompiledFunctions):
         check_state(state, state_spec(layers, x.shape[0], self.options.slots))
         mask = check_stream_mask(inputs_mask, x.shape[:2])
         position = check_place(state, self.options.block_size)
+        if position is None:
+            raise ValueError(
+                "`state` must be known: `read` works outside of compiled functions. Received: a traced state."
+            )
         compiled, outputs = self.inference("chunk", self._read_chunk), []
         for start, stop in spans(x.shape[1], position % self.options.block_size, self.options.block_size):
             last = (position + stop) % self.options.block_size == 0

@@ -13,7 +13,7 @@ from keras import ops
 from keras_fam.backend.buffers import is_concrete, to_host
 from keras_fam.types import Tensor
 
-# Fields of a `StreamState` that files of version 0.1 do not have.
+# Fields of a `StreamState` that files of earlier versions do not have.
 COUNTED = ("tokens_read", "block_size")
 _WORD = 2**30
 
@@ -93,7 +93,7 @@ class StreamState(NamedTuple):
         started: bool `[b]`, rows whose FAM has read a block and is no longer the learned prompt.
         position: int32 `[b]`, places seen, modulo a fixed period; the same for all rows.
         tokens_read: int32 `[b, 2]`, the real tokens that a row has read: how many times 2**30, and the rest. `()` in a
-            state of a file by version 0.1, which did not count them.
+            state of a file by an earlier version, which did not count them.
         block_size: int32 `[b]`, B; or `()`, as above.
 
     Example:

@@ -233,7 +233,7 @@ class Chat:
         if chat_format.end and pieces.stopped_by != self._tokenizer.token_to_id(chat_format.end):
             behind = chat_format.end + behind
         ids = self._encode(behind)
-        return self.lm.backbone.stream(np.array([ids], "int32"), pieces.state)[1] if ids else pieces.state
+        return self.lm.backbone.read_into(pieces.state, np.array([ids], "int32")) if ids else pieces.state
 
     def _turn(self, text):
         """The tokens of a turn of the user, with start token and system text in front of the first."""

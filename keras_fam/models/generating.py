@@ -119,21 +119,27 @@ class Generates:
                 f"Received: inputs of type {type(inputs).__name__}."
             )
         if check_flag("return_state", return_state) or state is not None:
-            lengths = dict(max_length=max_length, max_new_tokens=max_new_tokens)
-            outputs = self._go_on(inputs, state, self._stop_tokens(stop_token_ids), strip_prompt, **lengths)
-            return outputs if return_state else outputs[0]
+            given = self._prompts(inputs, state, max_length, max_new_tokens)
+            outputs, behind = self._go_on(given, state, self._stop_tokens(stop_token_ids), return_state)
+            outputs = without_prompts(outputs, given["padding_mask"]) if strip_prompt else outputs
+            if texts:
+                outputs = self.preprocessor.generate_postprocess(outputs)
+                outputs = self._normalize_generate_outputs([outputs], isinstance(inputs, str))
+            return (outputs, behind) if return_state else outputs
         if texts:
             if max_new_tokens is not None:
                 max_length = longest_text(self.preprocessor, inputs) + max_new_tokens
             return super().generate(inputs, max_length, stop_token_ids, strip_prompt)
         batches = inputs.as_numpy_iterator() if hasattr(inputs, "as_numpy_iterator") else [inputs]
-        stop_token_ids = self._stop_tokens(stop_token_ids)
-        outputs, preprocessor = [], self.preprocessor
+        batches = (prepare_ids(x, self.backbone.vocabulary_size, max_length, max_new_tokens) for x in batches)
+        return self._generate_ids(super().generate, batches, self._stop_tokens(stop_token_ids), strip_prompt)
+
+    def _generate_ids(self, generate, batches, stop_token_ids, strip_prompt):
+        """`generate`, KerasHub's own, of batches of token ids."""
+        preprocessor = self.preprocessor
         try:
             self.preprocessor = None  # Ids in, ids out.
-            for batch in batches:
-                batch = prepare_ids(batch, self.backbone.vocabulary_size, max_length, max_new_tokens)
-                outputs.append(super().generate(batch, None, stop_token_ids, strip_prompt))
+            outputs = [generate(batch, None, stop_token_ids, strip_prompt) for batch in batches]
         finally:
             self.preprocessor = preprocessor
         return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
@@ -199,40 +205,32 @@ class Generates:
 
     # === From a state on ===
 
-    def _go_on(self, inputs, state, stop_token_ids, strip_prompt, **lengths):
-        """`generate` from a state: `(outputs, state)`.
+    def _go_on(self, given, state, stop_token_ids, return_state):
+        """`generate` from a state on token ids: `(outputs, state)`; the latter is None without `return_state`.
 
         What every prompt has is read before the compiled function, which then looks alike for prompts of any length.
         The state behind the texts is made by reading them: samplers keep theirs to themselves.
         """
         generate, backbone = self.make_generate_function(), self.backbone
-        texts = None if are_ids(inputs) else inputs
-        given = self._prompts(inputs, state, **lengths)
         check_prompt(given, self.sampler, backbone.vocabulary_size)
-        rows, (ids, mask) = len(given["token_ids"]), given.values()
+        rows, length = given["token_ids"].shape
         state = self.initial_state(rows) if state is None else backbone.own_state(state, rows)
-        known = int(ends_of(mask).min()) - 1  # All but the last token of the shortest prompt.
-
-        def read(state, texts, start, stop):
-            chunk = {name: x[:, start:stop] for name, x in texts.items()}
-            return backbone.stream(chunk, state) if start < stop else (None, state)
-
-        hidden, state = read(state, given, 0, known)
-        rest = {"token_ids": ids[:, known:], "padding_mask": mask[:, known:], "state": state}
+        known = int(ends_of(given["padding_mask"]).min()) - 1  # All but the last token of the shortest prompt.
+        first = _cut(given, 0, known)
         if isinstance(self.sampler, keras_hub.samplers.ContrastiveSampler):
-            parts = [x for x in (hidden, read(state, given, known, known + 1)[0]) if x is not None]
-            behind = ops.zeros((rows, ids.shape[1] - known - 1, backbone.hidden_dim), parts[0].dtype)
-            rest = {**given, "state": state, "hidden_states": ops.concatenate([*parts, behind], axis=1)}
-        outputs = {name: ops.convert_to_numpy(x) for name, x in generate(rest, stop_token_ids=stop_token_ids).items()}
-        if outputs["token_ids"].shape[1] < ids.shape[1]:
-            outputs = {name: np.concatenate([given[name][:, :known], x], axis=1) for name, x in outputs.items()}
-        _, state = read(state, outputs, known, int(ends_of(outputs["padding_mask"]).max()))
-        if strip_prompt:
-            outputs = without_prompts(outputs, mask)
-        if texts is None:
-            return outputs, state
-        outputs = self.preprocessor.generate_postprocess(outputs)
-        return self._normalize_generate_outputs([outputs], isinstance(texts, str)), state
+            hidden = backbone.stream(_cut(given, 0, known + 1), state)[0]
+            behind = ops.zeros((rows, length - known - 1, backbone.hidden_dim), hidden.dtype)
+            rest = {**given, "hidden_states": ops.concatenate([hidden, behind], axis=1)}
+        else:
+            rest = _cut(given, known, length)
+        state = backbone.read_into(state, first) if known else state
+        outputs = generate({**rest, "state": state}, stop_token_ids=stop_token_ids)
+        outputs = {name: ops.convert_to_numpy(x) for name, x in outputs.items()}
+        if outputs["token_ids"].shape[1] < length:
+            outputs = {name: np.concatenate([first[name], x], axis=1) for name, x in outputs.items()}
+        if not return_state:
+            return outputs, None
+        return outputs, backbone.read_into(state, _cut(outputs, known, int(ends_of(outputs["padding_mask"]).max())))
 
     def _prompts(self, inputs, state, max_length, max_new_tokens):
         """Token ids of one batch, with room for what is generated."""
@@ -246,3 +244,8 @@ class Generates:
             if max_new_tokens is None and max_length is None:
                 max_length = self.preprocessor.sequence_length
         return prepare_ids(inputs, self.backbone.vocabulary_size, max_length, max_new_tokens)
+
+
+def _cut(texts, start, stop):
+    """Places `start` to `stop` of a dict of arrays `[batch, length]`."""
+    return {name: x[:, start:stop] for name, x in texts.items()}

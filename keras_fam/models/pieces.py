@@ -60,7 +60,7 @@ class GeneratedPieces:
             self.state = lm.initial_state(1)
         first, last = ({name: x[:, part] for name, x in self._prompt.items()} for part in (slice(-1), slice(-1, None)))
         if first["token_ids"].size:
-            _, self.state = lm.backbone.stream(first, self.state)
+            self.state = lm.backbone.read_into(self.state, first)
         logits, self.state = lm.stream(last, self.state)
         while count != self._max_new_tokens:
             token, count = self._drawn(logits), count + 1

@@ -65,10 +65,14 @@ class Streams:
         """
         return self.stream_pieces(inputs, state, "piece", self.piece)
 
-    def stream_pieces(self, inputs, state, name, piece):
+    def read_into(self, state, inputs):
+        """`stream` without the hidden states, so that a long chunk takes no more memory than a short one: the state."""
+        return self.stream_pieces(inputs, state, "piece", self.piece, keep=False)[1]
+
+    def stream_pieces(self, inputs, state, name, piece, keep=True):
         """`piece(token_ids, padding_mask, state, last, count)` over the pieces of a chunk; see `stream`.
 
-        Compiled functions of `piece` are kept under `name`.
+        Compiled functions of `piece` are kept under `name`. Without `keep` there are no outputs.
         """
         token_ids, padding_mask, state, position = self._check_chunk(inputs, state)
         if position is None:  # Inside a compiled function already.
@@ -78,8 +82,9 @@ class Streams:
             last = (position + stop) % self.block_size == 0
             part = (ops.convert_to_tensor(x[:, start:stop]) for x in (token_ids, padding_mask))
             output, state = compiled(*part, state, last=last)
-            outputs.append(output)
-        return join(outputs), state
+            if keep:
+                outputs.append(output)
+        return join(outputs) if keep else None, state
 
     def _check_chunk(self, inputs, state):
         """Checked arrays of token ids and padding, the state in this model's form, and its position; see `stream`.
@@ -98,9 +103,9 @@ class Streams:
             )
         if padding_mask is not None:
             padding_mask = check_padding_mask(padding_mask, token_ids)
-        state = self.own_state(state, token_ids.shape[0])
+        state, place = self._own(state, token_ids.shape[0])
         masks = () if padding_mask is None else (padding_mask,)
-        if not all(map(is_concrete, (token_ids, state.position, *masks))):
+        if place is None or not all(map(is_concrete, (token_ids, *masks))):
             mask = ops.ones_like(token_ids, "bool") if padding_mask is None else ops.cast(padding_mask, "bool")
             return ops.cast(token_ids, "int32"), mask, state, None
         token_ids, *masks = to_host(token_ids, *masks)
@@ -110,16 +115,19 @@ class Streams:
             if masks
             else np.ones(token_ids.shape, "bool")
         )
-        return token_ids.astype("int32"), mask, state, check_place(state, self.block_size)
+        return token_ids.astype("int32"), mask, state, place
 
     def own_state(self, state, batch_size):
         """A state in this model's form. Refuses the state of another model, batch size or dtype; see `stream`."""
+        return self._own(state, batch_size)[0]
+
+    def _own(self, state, batch_size):
+        """`own_state`, and the state's position, None where it is not known."""
         check_parts(state)
         spec = self.state_spec(batch_size)
         state = with_short_rings(state, spec, self.options)
         check_state(state, spec)
-        check_place(state, self.block_size)
-        return state
+        return state, check_place(state, self.block_size)
 
     def state_spec(self, batch_size):
         """`StreamState` of `KerasTensor`: shapes and dtypes of a state of this model."""
