@@ -15,6 +15,7 @@ import io
 import os
 import pathlib
 import pydoc_data
+import sys
 import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -81,7 +82,7 @@ def main():
         paths = options.files or python_texts(folder)
         lm = keras_fam.FAMCausalLM.from_preset(preset, **memory)
         print(keras_fam.summary(lm))
-        result = lm.perplexity(paths, page=options.page)
+        result = lm.perplexity(paths, page=options.page, verbose=int(sys.stdout.isatty()))
     print(f"{result.tokens:,} tokens: {result.nats:.4f} nats a token, perplexity {result.perplexity:.2f}")
     for path, pages in zip(paths, result.pages):
         print(f"{path.name}: {' '.join(f'{page:.3f}' for page in pages)}")
