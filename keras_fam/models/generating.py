@@ -132,7 +132,9 @@ class Generates:
             return super().generate(inputs, max_length, stop_token_ids, strip_prompt)
         batches = inputs.as_numpy_iterator() if hasattr(inputs, "as_numpy_iterator") else [inputs]
         batches = (prepare_ids(x, self.backbone.vocabulary_size, max_length, max_new_tokens) for x in batches)
-        return self._generate_ids(super().generate, batches, self._stop_tokens(stop_token_ids), strip_prompt)
+        if self.preprocessor is not None:
+            stop_token_ids = self._stop_tokens(stop_token_ids)
+        return self._generate_ids(super().generate, batches, stop_token_ids, strip_prompt)
 
     def _generate_ids(self, generate, batches, stop_token_ids, strip_prompt):
         """`generate`, KerasHub's own, of batches of token ids."""
