@@ -10,12 +10,15 @@ from keras_fam.layers.prompt import FAMPrompt
 from keras_fam.memory.state import LayerState, StreamState
 from keras_fam.models.backbone import FAMBackbone
 from keras_fam.models.causal_lm import FAMCausalLM
+from keras_fam.models.chat import Chat
+from keras_fam.models.summary import summary
 from keras_fam.plots.attention import plot_attention
 from keras_fam.plots.loss import plot_loss_by_position
 from keras_fam.training.callbacks import RandomStatePassingSchedule
 from keras_fam.training.chunked_loss import ChunkedCrossentropy
 
 __all__ = [
+    "Chat",
     "ChunkedCrossentropy",
     "FAMBackbone",
     "FAMCausalLM",
@@ -31,6 +34,7 @@ __all__ = [
     "plot_loss_by_position",
     "register_family",
     "save_state",
+    "summary",
     "__version__",
 ]
 

@@ -137,6 +137,12 @@ CHANGES = {  # What is changed in the arrays of a state.
     "another width": {"layers/0/key": lambda x: x[..., :1]},
     "another rank": {"layers/0/key": lambda x: x[0]},
     "a ring beyond `valid`": {"valid": lambda x: x[:, :1]},
+    "a count below 0": {"tokens_read": lambda x: x - 1},
+    "a count beyond its base": {"tokens_read": lambda x: x + 2**30},
+    "a count of three numbers": {"tokens_read": lambda x: np.concatenate([x, x[:, :1]], axis=1)},
+    "a block size that does not divide the ring": {"block_size": lambda x: x + 1},
+    "block sizes that differ": {"block_size": lambda x: np.arange(1, 3, dtype="int32")},
+    "no block": {"block_size": lambda x: x * 0},
     "a FAM that is longer": {"layers/0/fam": lambda x: np.concatenate([x, x], axis=1)},
 }
 
@@ -160,6 +166,8 @@ def state_contents(arrays):
     less = {name: array for name, array in arrays.items() if name != "valid"}
     yield "a member too many", state_npz(more)
     yield "a member too few", state_npz(less)
+    for name in ("tokens_read", "block_size"):
+        yield f"no {name}", state_npz({key: array for key, array in arrays.items() if key != name})
     for layers in (10**9, 0, -1, 1.0, True, "1", None, 2):
         yield f"{layers!r} layers", state_npz(arrays, layers=layers)
     for key in ("dtypes", "shapes"):

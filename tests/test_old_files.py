@@ -41,6 +41,23 @@ def test_a_state_in_bfloat16():
     np.testing.assert_array_equal(values, np.load(fixture("bfloat16_v1.npy")))
 
 
+def test_a_state_that_did_not_count_goes_on_without_counting(lm, tmp_path):
+    """It prints its place, and a text that goes on from it gets no start token."""
+    lm.compile(sampler="greedy")
+    state = keras_fam.load_state(fixture("state_v1.npz"))
+    assert state.tokens is None and "not counted, place 7" in repr(state) and "(m + 1) * B=8" in repr(state)
+    options = dict(stop_token_ids=None, max_new_tokens=3)
+    texts, after = lm.generate(["the", "key"], state=state, return_state=True, **options)
+    ids = [np.asarray(row) for row in lm.preprocessor.tokenizer(["the", "key"])]
+    given = np.zeros((2, max(map(len, ids))), "int32")
+    mask = np.arange(given.shape[1])[None] < np.array([[len(row)] for row in ids])
+    given[mask] = np.concatenate(ids)
+    made = lm.generate({"token_ids": given, "padding_mask": mask}, state=state, **options)
+    assert after.tokens is None and texts == lm.preprocessor.generate_postprocess(made)
+    keras_fam.save_state(tmp_path / "state.npz", after)
+    assert keras_fam.load_state(tmp_path / "state.npz").tokens is None
+
+
 def test_an_adapter():
     lm = keras_fam.FAMCausalLM.from_preset(fixture("preset_v1"))
     lm.load_lora_weights(fixture("adapter_v1.lora.h5"))

@@ -1,7 +1,9 @@
 """The README's snippets and the docstrings' examples run as they stand."""
 
 import inspect
+import pathlib
 import re
+import sys
 from pathlib import Path
 
 import keras
@@ -27,10 +29,16 @@ def test_snippets(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = str(gpt2_preset(tmp_path / "gpt2", max_sequence_length=1024))
     names = {"long_texts": ["the quick brown fox " * 40] * 4, "chunks": [[[1, 2, 3]], [[4] * 300], [[5]]], "vocab": 50}
+    names |= {"sys": sys, "pathlib": pathlib}
     exec(snippet("preset").replace("gpt2_base_en", folder).replace("5000", "800"), names)
     exec(snippet("stream"), names)
     assert names["logits"].shape[:2] == (1, 1)
     assert int(keras.ops.convert_to_numpy(names["state"].position)[0]) == 304
+    exec(snippet("chat"), names)
+    assert names["chat"].state.tokens[0] > 20 and names["state"].tokens[0] > 304
+    Path("book.txt").write_text("the quick brown fox jumps over the lazy dog " * 40)
+    exec(snippet("perplexity"), names)
+    assert len(names["result"].pages) == 2 and len(names["result"].pages[0]) > 1
     for index in range(2):
         Path(f"{index}.txt").write_text("the quick brown fox jumps over the lazy dog " * 200)
     names.update(paths=["0.txt", "1.txt"], held_out=np.ones((2, 600), "int32"))
@@ -48,6 +56,7 @@ def examples():
     public = [getattr(keras_fam, name) for name in keras_fam.__all__ if name[0] != "_"]
     public += [positions.LearnedPlaces, state_passing.RandomStatePassing, carried_state.CarriedState]
     public += [decoder_layer.FAMDecoderLayer]
+    public += [keras_fam.FAMCausalLM.generate, keras_fam.FAMCausalLM.generate_stream, keras_fam.FAMCausalLM.perplexity]
     for item in public:
         owner = inspect.getdoc(item) or ""
         for code in re.findall(r"```python\n(.*?)```", owner, re.DOTALL):

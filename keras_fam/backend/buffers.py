@@ -35,6 +35,11 @@ def own_rows(x: Tensor, batch: int | Tensor) -> Tensor:
     return rows.clone() if keras.config.backend() == "torch" else rows
 
 
+def own_arrays(structure):
+    """A structure of tensors, with memory of its own, so that it can be written into."""
+    return keras.tree.map_structure(lambda x: x.clone(), structure) if keras.config.backend() == "torch" else structure
+
+
 def join(parts: list[Tensor]) -> Tensor:
     """Outputs `[b, t, ...]` of several pieces as one `[b, length, ...]`.
 

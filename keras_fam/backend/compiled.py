@@ -94,6 +94,13 @@ def compile_inference(model, function):
         import tensorflow as tf
 
         return tf.function(function)
+    return without_gradients(function)
+
+
+def without_gradients(function):
+    """`function` for use inside a compiled one: torch does not record it."""
+    if keras.config.backend() != "torch":
+        return function
     import torch
 
     return torch.no_grad()(function)

@@ -53,18 +53,23 @@ def read_pieces(path: str, chunk_size: int) -> Iterator[str]:
     Raises:
         ValueError: the file is no UTF-8 text.
     """
-    rest = ""
     with open(path, encoding="utf-8-sig") as file:
-        while chunk := _read(file, path, chunk_size):
-            text = rest + chunk
-            cut = _end(TO_LAST_RUN, text)
-            if len(text) - cut >= chunk_size:
-                cut = _end(TO_LAST_SPACE, text)
-            if len(text) - cut >= chunk_size:
-                cut = len(text)
-            if cut:
-                yield text[:cut]
-            rest = text[cut:]
+        yield from cut_pieces(lambda: _read(file, path, chunk_size), chunk_size)
+
+
+def cut_pieces(read: Callable[[], str], chunk_size: int) -> Iterator[str]:
+    """Pieces as of `read_pieces` out of chunks; `read` returns at most `chunk_size` characters, and "" at the end."""
+    rest = ""
+    while chunk := read():
+        text = rest + chunk
+        cut = _end(TO_LAST_RUN, text)
+        if len(text) - cut >= chunk_size:
+            cut = _end(TO_LAST_SPACE, text)
+        if len(text) - cut >= chunk_size:
+            cut = len(text)
+        if cut:
+            yield text[:cut]
+        rest = text[cut:]
     if rest:
         yield rest
 

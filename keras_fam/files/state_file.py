@@ -24,6 +24,8 @@ LAYER_FIELDS = {
     "value": (FLOATS, "bPkc"),
 }
 FIELDS = {"valid": (("bool",), "bR"), "started": (("bool",), "b"), "position": (("int32",), "b")}
+# Files of earlier versions do not have these.
+COUNTED = {"tokens_read": (("int32",), "bw"), "block_size": (("int32",), "b")}
 
 # NumPy's file format does not know bfloat16: its bits are stored.
 _STORED = {"bfloat16": "<u2", "float16": "<f2", "float32": "<f4", "float64": "<f8", "bool": "|b1", "int32": "<i4"}
@@ -37,7 +39,8 @@ def write(file, arrays, layers):
 
     Args:
         file: binary file.
-        arrays: dict of str to array: `layers/<index>/<field>` for each of `LAYER_FIELDS`, and each of `FIELDS`.
+        arrays: dict of str to array: `layers/<index>/<field>` for each of `LAYER_FIELDS`, each of `FIELDS`, and all of
+            `COUNTED` or none.
         layers: int, how many layers.
 
     Raises:
@@ -84,26 +87,26 @@ def read(file, size):
     return arrays, layers
 
 
-def names(layers):
-    """`(name, allowed dtypes, axes)` of all arrays of a state."""
+def names(layers, given=()):
+    """`(name, allowed dtypes, axes)` of all arrays of a state; of those in `COUNTED` too, if one of them is given."""
     for index in range(layers):
         for field, (dtypes, axes) in LAYER_FIELDS.items():
             yield f"layers/{index}/{field}", dtypes, axes
-    for field, (dtypes, axes) in FIELDS.items():
+    for field, (dtypes, axes) in (FIELDS | (COUNTED if set(COUNTED) & set(given) else {})).items():
         yield field, dtypes, axes
 
 
 def _check(arrays, layers):
     """Names, dtypes, shapes that agree with each other, finite values, and a position that can be."""
-    if set(arrays) != {name for name, _, _ in names(layers)}:
+    if set(arrays) != {name for name, _, _ in names(layers, arrays)}:
         raise ValueError(f"{len(arrays)} arrays, not those of {layers} layers")
     sizes = {}
-    for name, dtypes, axes in names(layers):
+    for name, dtypes, axes in names(layers, arrays):
         array = arrays[name]
         if array.dtype.name not in dtypes or array.ndim != len(axes):
             raise ValueError(f"{name} is {array.dtype.name} of shape {array.shape}, not {dtypes} of rank {len(axes)}")
         for letter, length in zip(axes, array.shape):
-            where = "" if letter in "bdR" else name.rpartition("/")[0]
+            where = "" if letter in "bdRw" else name.rpartition("/")[0]
             if sizes.setdefault((where, letter), length) != length:
                 raise ValueError(f"{name} of shape {array.shape} does not fit the other arrays")
     seen = {where: length - sizes[where, "N"] for (where, letter), length in sizes.items() if letter == "M"}
@@ -115,6 +118,17 @@ def _check(arrays, layers):
     position = arrays["position"]
     if position.size and (position.min() < 0 or position.min() != position.max()):
         raise ValueError("position is below 0 or differs between rows")
+    if "tokens_read" in arrays:
+        _check_counted(arrays)
+
+
+def _check_counted(arrays):
+    """Tokens that can have been read, and a block size that divides the ring."""
+    tokens, size = arrays["tokens_read"], arrays["block_size"]
+    if tokens.shape[1] != 2 or (tokens < 0).any() or (tokens[:, 1] >= 2**30).any():
+        raise ValueError("tokens_read is no count")
+    if size.size and (size.min() < 1 or size.min() != size.max() or arrays["valid"].shape[1] % size.min()):
+        raise ValueError("block_size differs between rows or does not divide the ring")
 
 
 def _check_header(header, members):
@@ -126,7 +140,7 @@ def _check_header(header, members):
     if not isinstance(header, dict) or set(header) != keys.get(header.get("format")):
         raise ValueError("the header is no state's, or of an unknown format")
     layers = check_integer("the number of layers", header["layers"], 1, min(_MAX_LAYERS, len(members)))
-    expected = {name for name, _, _ in names(layers)}
+    expected = {name for name, _, _ in names(layers, members)}
     for key in ("dtypes", "shapes"):
         if key in header and (not isinstance(header[key], dict) or set(header[key]) != expected):
             raise ValueError(f"the header's {key} are not those of {layers} layers")

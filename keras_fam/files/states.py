@@ -52,5 +52,5 @@ def load_state(path: str | os.PathLike) -> StreamState:
     tensors = {name: ops.convert_to_tensor(array, dtype=array.dtype.name) for name, array in arrays.items()}
     return StreamState(
         tuple(LayerState(*(tensors[f"layers/{i}/{field}"] for field in LayerState._fields)) for i in range(layers)),
-        *(tensors[field] for field in StreamState._fields[1:]),
+        *(tensors.get(field, ()) for field in StreamState._fields[1:]),
     )

@@ -3,46 +3,26 @@
 import keras
 from keras import ops
 
-from keras_fam.backend.buffers import cut, join, to_host, write
+from keras_fam.backend.buffers import cut, join, write
 from keras_fam.backend.compiled import CompiledFunctions
 from keras_fam.checks import check_integer, check_layer_call, check_stream_mask
+from keras_fam.layers.chunks import spans
 from keras_fam.memory.options import position_period
 from keras_fam.memory.sequence import lift_prompt
 from keras_fam.memory.state import (
     LayerState,
     StreamState,
     check_parts,
+    check_place,
     check_state,
     empty_state,
     position_after,
     started_after,
     state_spec,
+    tokens_after,
 )
 from keras_fam.memory.streaming import Place, advance_layer, block_valid, initial_layer_state, read_piece, slots
 from keras_fam.types import Tensor
-
-
-def spans(length: int, place: int, block_size: int) -> list[tuple[int, int]]:
-    """How a chunk is cut: at block boundaries, and inside a block into powers of two.
-
-    So at most log2(block_size) + 1 shapes are ever compiled, whatever the lengths of chunks.
-
-    Args:
-        length: int, tokens in the chunk.
-        place: int, the first token's place in its block.
-        block_size: int.
-
-    Returns:
-        list of `(start, stop)`.
-    """
-    cuts, start = [], 0
-    while start < length:
-        span = min(block_size - place, length - start)
-        if span < block_size:
-            span = 1 << (span.bit_length() - 1)
-        cuts.append((start, start + span))
-        start, place = start + span, (place + span) % block_size
-    return cuts
 
 
 class StreamsAlone(CompiledFunctions):
@@ -66,7 +46,7 @@ class StreamsAlone(CompiledFunctions):
         if fam is None:
             fam = ops.zeros((1, 0, self.parts.hidden_dim), self.compute_dtype)
         layer = self.inference("begin", self.begin_stream)(fam, sink, batch_size=batch_size)
-        return empty_state((layer,), batch_size, self.options.slots)
+        return empty_state((layer,), batch_size, self.options)
 
     def lift_prompt(self, fam: Tensor) -> Tensor:
         """The prompt `[1, N, d]`, or the sink `[1, 1, d]`, for the layer above."""
@@ -94,7 +74,11 @@ class StreamsAlone(CompiledFunctions):
         layers = (self.layer_spec(x.shape[0], vectors, seen - vectors),)
         check_state(state, state_spec(layers, x.shape[0], self.options.slots))
         mask = check_stream_mask(inputs_mask, x.shape[:2])
-        position = int(to_host(state.position)[0][0])
+        position = check_place(state, self.options.block_size)
+        if position is None:
+            raise ValueError(
+                "`state` must be known: `read` works outside of compiled functions. Received: a traced state."
+            )
         compiled, outputs = self.inference("chunk", self._read_chunk), []
         for start, stop in spans(x.shape[1], position % self.options.block_size, self.options.block_size):
             last = (position + stop) % self.options.block_size == 0
@@ -121,7 +105,8 @@ class StreamsAlone(CompiledFunctions):
             started = started_after(started, block_valid(self.options, place))
         period = position_period([slots(self.core), self.options.slots], None)
         position = position_after(state.position, x.shape[1], period)
-        return x, StreamState((layer,), place.valid, started, position)
+        tokens = tokens_after(state.tokens_read, mask)
+        return x, StreamState((layer,), place.valid, started, position, tokens, state.block_size)
 
     # === For one of a model's layers, whose place and padding are the model's ===
 

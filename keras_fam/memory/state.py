@@ -3,12 +3,19 @@
 `Beginning` is for whole texts, `StreamState` for streams. How `started` and `position` go on is written here, once.
 """
 
+import math
 from typing import NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
+from keras_fam.backend.buffers import is_concrete, to_host
 from keras_fam.types import Tensor
+
+# Fields of a `StreamState` that files of earlier versions do not have.
+COUNTED = ("tokens_read", "block_size")
+_WORD = 2**30
 
 
 class Sink(NamedTuple):
@@ -85,12 +92,16 @@ class StreamState(NamedTuple):
         valid: bool `[b, (m+1) * B]`, places of the ring that hold a real token.
         started: bool `[b]`, rows whose FAM has read a block and is no longer the learned prompt.
         position: int32 `[b]`, places seen, modulo a fixed period; the same for all rows.
+        tokens_read: int32 `[b, 2]`, the real tokens that a row has read: how many times 2**30, and the rest. `()` in a
+            state of a file by an earlier version, which did not count them.
+        block_size: int32 `[b]`, B; or `()`, as above.
 
     Example:
 
     ```python
     state = lm.initial_state(batch_size=2)
     logits, state = lm.stream([[1, 2, 3], [4, 5, 6]], state)
+    print(state)  # StreamState(2 layers, 2 streams, B=4, m=1, N=2, 1,096 bytes, 3 tokens read)
     first_row = keras.tree.map_structure(lambda x: x[:1], state)
     ```
     """
@@ -99,6 +110,21 @@ class StreamState(NamedTuple):
     valid: Tensor
     started: Tensor
     position: Tensor
+    tokens_read: Tensor | tuple[()] = ()
+    block_size: Tensor | tuple[()] = ()
+
+    @property
+    def tokens(self) -> list[int] | None:
+        """The real tokens that each row has read; None if they were not counted."""
+        if _is_left_out(self.tokens_read):
+            return None
+        return [high * _WORD + low for high, low in to_host(self.tokens_read)[0].tolist()]
+
+    def __repr__(self):
+        try:
+            return _in_words(self)
+        except (AttributeError, TypeError, ValueError, IndexError):  # Put together by hand, of anything.
+            return f"StreamState({', '.join(type(each).__name__ for each in self)})"
 
 
 def started_after(started: Tensor, valid: Tensor) -> Tensor:
@@ -119,25 +145,43 @@ def position_after(position: Tensor, count: int | Tensor, period: int) -> Tensor
     return (position + ops.cast(count, "int32")) % period
 
 
-def empty_state(layers: tuple[LayerState, ...], batch_size: int | Tensor, slots: int) -> StreamState:
+def tokens_after(tokens_read: Tensor | tuple[()], valid: Tensor) -> Tensor | tuple[()]:
+    """`tokens_read` behind a piece whose real tokens are `valid`, bool `[b, t]`; `()` stays."""
+    if _is_left_out(tokens_read):
+        return tokens_read
+    low = tokens_read[:, 1] + ops.sum(ops.cast(valid, "int32"), axis=1)
+    return ops.stack([tokens_read[:, 0] + low // _WORD, low % _WORD], axis=1)
+
+
+def empty_state(layers: tuple[LayerState, ...], batch_size: int | Tensor, options) -> StreamState:
     """A stream that has read nothing.
 
     Args:
         layers: tuple of `LayerState`.
         batch_size: int or scalar tensor.
-        slots: int, (m+1) * B.
+        options: `MemoryOptions`.
 
     Returns:
         `StreamState`.
     """
-    started, position = ops.zeros((batch_size,), "bool"), ops.zeros((batch_size,), "int32")
-    return StreamState(tuple(layers), ops.zeros((batch_size, slots), "bool"), started, position)
+    return StreamState(
+        layers=tuple(layers),
+        valid=ops.zeros((batch_size, options.slots), "bool"),
+        started=ops.zeros((batch_size,), "bool"),
+        position=ops.zeros((batch_size,), "int32"),
+        tokens_read=ops.zeros((batch_size, 2), "int32"),
+        block_size=ops.full((batch_size,), options.block_size, "int32"),
+    )
 
 
 def state_spec(layers: tuple[LayerState, ...], batch_size: int, slots: int) -> StreamState:
     """Shapes and dtypes of a `StreamState` as `keras.KerasTensor`; `layers` already are."""
-    valid, started = keras.KerasTensor((batch_size, slots), "bool"), keras.KerasTensor((batch_size,), "bool")
-    return StreamState(layers, valid, started, keras.KerasTensor((batch_size,), "int32"))
+    shapes = {"valid": (slots,), "started": (), "position": (), "tokens_read": (2,), "block_size": ()}
+    dtypes = {"valid": "bool", "started": "bool"}
+    arrays = {
+        name: keras.KerasTensor((batch_size, *shape), dtypes.get(name, "int32")) for name, shape in shapes.items()
+    }
+    return StreamState(layers, **arrays)
 
 
 def named_arrays(state: StreamState) -> list[tuple[str, Tensor]]:
@@ -147,7 +191,39 @@ def named_arrays(state: StreamState) -> list[tuple[str, Tensor]]:
         for index, layer in enumerate(state.layers)
         for field, array in zip(LayerState._fields, layer)
     ]
-    return named + list(zip(StreamState._fields[1:], state[1:]))
+    others = zip(StreamState._fields[1:], state[1:])
+    return named + [(name, array) for name, array in others if name not in COUNTED or not _is_left_out(array)]
+
+
+def _is_left_out(array):
+    return isinstance(array, tuple) and not array
+
+
+def _in_words(state):
+    """A state in one line: layers, streams, B, m, N, bytes, tokens read."""
+    check_parts(state)
+    arrays = [array for _, array in named_arrays(state)]
+    known = all(map(is_concrete, arrays))
+    slots, rows = state.valid.shape[1], state.valid.shape[0]
+    if known and not _is_left_out(state.block_size) and rows:
+        size = int(to_host(state.block_size)[0][0])
+        blocks = f"B={size:,}, m={slots // size - 1}"
+    else:
+        blocks = f"(m + 1) * B={slots:,}"
+    itemsize = {"bfloat16": 2, "bool": 1}
+    sizes = ((x.shape, keras.backend.standardize_dtype(x.dtype)) for x in arrays)
+    size = sum(math.prod(shape) * (itemsize.get(dtype) or np.dtype(dtype).itemsize) for shape, dtype in sizes)
+    read = "tokens read are not known while a function is traced"
+    if known:
+        tokens = sorted(set(state.tokens or ()))
+        read = " to ".join(f"{each:,}" for each in (tokens if len(tokens) < 2 else (tokens[0], tokens[-1])))
+        read = f"{read} tokens read" if tokens else f"tokens read were not counted, place {_first(state.position)}"
+    layers = f"{len(state.layers)} layer{'s' * (len(state.layers) != 1)}, {rows} stream{'s' * (rows != 1)}"
+    return f"StreamState({layers}, {blocks}, N={state.layers[0].fam.shape[1]}, {size:,} bytes, {read})"
+
+
+def _first(array):
+    return f"{int(to_host(array)[0][0]):,}"
 
 
 def check_parts(state: StreamState) -> None:
@@ -178,7 +254,9 @@ def check_state(state: StreamState, expected: StreamState) -> None:
             "`state` belongs to another model: expected the state of "
             f"{len(expected.layers)} layers. Received: {len(state.layers)} layers."
         )
-    for (name, array), (_, wanted) in zip(named_arrays(state), named_arrays(expected)):
+    expected_arrays = dict(named_arrays(expected))
+    for name, array in named_arrays(state):
+        wanted = expected_arrays[name]
         shape, wanted_shape = tuple(array.shape), tuple(wanted.shape)
         if shape != wanted_shape:
             what = "batch size" if shape[1:] == wanted_shape[1:] else "model"
@@ -190,3 +268,33 @@ def check_state(state: StreamState, expected: StreamState) -> None:
             raise TypeError(
                 f"`state` has another dtype: expected {name} of dtype {wanted.dtype}. Received: dtype {dtype}."
             )
+
+
+def check_place(state: StreamState, block_size: int) -> int | None:
+    """The position of a checked state's streams, if it is known.
+
+    Args:
+        state: `StreamState`.
+        block_size: int, B of the model.
+
+    Returns:
+        int, or None inside a compiled function that is given `state`.
+
+    Raises:
+        ValueError: rows at several positions, or a state of a model with another B.
+    """
+    counted = () if _is_left_out(state.block_size) else (state.block_size,)
+    if not all(map(is_concrete, (state.position, *counted))):
+        return None
+    positions, *sizes = to_host(state.position, *counted)
+    if (positions != positions[0]).any():
+        raise ValueError(
+            f"`state` must hold streams at one position: expected {positions[0]} in every row. Received: positions "
+            f"{positions.tolist()}."
+        )
+    if sizes and (sizes[0] != block_size).any():
+        raise ValueError(
+            f"`state` belongs to another model: expected block_size={block_size}. Received: block_size="
+            f"{int(sizes[0].max())}."
+        )
+    return int(positions[0])

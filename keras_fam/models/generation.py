@@ -6,6 +6,7 @@ import keras
 import keras_hub
 from keras import ops
 
+from keras_fam.backend.buffers import own_arrays
 from keras_fam.types import Tensor
 
 # Their loops never go back to an earlier state, so its arrays may be overwritten. Others' might.
@@ -28,16 +29,19 @@ class Prompt(NamedTuple):
     index: Tensor
 
 
-def generate_tokens(lm, token_ids, padding_mask, stop_token_ids):
+def generate_tokens(lm, inputs, stop_token_ids):
     """See `FAMCausalLM.generate_step`."""
-    real = ops.cast(padding_mask, "bool")
+    token_ids, real = inputs["token_ids"], ops.cast(inputs["padding_mask"], "bool")
     places = ops.arange(ops.shape(real)[1])[None]
     ends = ops.max(ops.where(real, places + 1, 0), axis=1)
     given = places < ends[:, None]
     prompt = Prompt(token_ids, given, ops.logical_or(real, ops.logical_not(given)), ops.min(ends))
-    hidden_states, state = _read_prompt(lm, prompt)
-    arrays = keras.tree.flatten(state)
     in_place = type(lm.sampler).__call__ in _FORWARD_LOOPS
+    if "state" in inputs:  # It has read all but the last of the first `index` tokens, and is the caller's.
+        hidden_states, state = inputs.get("hidden_states"), own_arrays(inputs["state"])
+    else:
+        hidden_states, state = _read_prompt(lm, prompt)
+    arrays = keras.tree.flatten(state)
 
     def next(tokens, cache, index):
         rows = ops.shape(tokens)[0]

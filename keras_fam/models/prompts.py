@@ -81,7 +81,7 @@ def prepare_ids(inputs, vocabulary_size, max_length=None, max_new_tokens=None):
     mask = check_ones_and_zeros("padding_mask", mask, tuple(ids.shape))
     ids = ops.convert_to_numpy(ids) if ops.is_tensor(ids) else np.asarray(ids)
     if max_new_tokens is not None:
-        max_length = int(_ends(mask).max(initial=0)) + max_new_tokens
+        max_length = int(ends_of(mask).max(initial=0)) + max_new_tokens
     if max_length is not None:
         ids, mask = (_resized(x, max_length) for x in (ids, mask))
     return {"token_ids": ids, "padding_mask": mask}
@@ -103,7 +103,7 @@ def check_prompt(inputs, sampler, vocabulary_size):
             "`padding_mask` must have at least one real token in every row, to go on from. Received: row "
             f"{int(empty[0])} of {mask.shape[0]} without one."
         )
-    inside = np.flatnonzero(_ends(mask) != mask.sum(axis=1))
+    inside = np.flatnonzero(ends_of(mask) != mask.sum(axis=1))
     if inside.size and isinstance(sampler, keras_hub.samplers.ContrastiveSampler):
         raise ValueError(
             "`padding_mask` must have its padding behind each prompt for a ContrastiveSampler, which compares with all "
@@ -132,9 +132,25 @@ def longest_text(preprocessor, texts):
     return int(np.asarray(ops.convert_to_numpy(mask)).sum(axis=1).max(initial=0))
 
 
-def _ends(mask):
+def ends_of(mask):
     """The place behind each row's last real token, int `[batch]`."""
     return np.where(mask, np.arange(1, mask.shape[1] + 1), 0).max(axis=1, initial=0)
+
+
+def without_prompts(outputs, mask):
+    """What was generated alone, at the start of each row.
+
+    Args:
+        outputs: dict of `"token_ids"` and `"padding_mask"`, arrays `[batch, length]`, of finished texts.
+        mask: bool array `[batch, length]`, the prompts.
+
+    Returns:
+        dict of the same shapes.
+    """
+    ends = ends_of(mask)[:, None]
+    places = (np.arange(mask.shape[1]) + ends) % mask.shape[1]
+    moved = {name: np.take_along_axis(x, places, axis=1) for name, x in outputs.items()}
+    return {**moved, "padding_mask": moved["padding_mask"].astype("bool") & (places >= ends)}
 
 
 def _resized(x, length):

@@ -3,7 +3,8 @@
 import numpy as np
 from keras import ops
 
-from keras_fam.backend.buffers import join, to_host, write
+from keras_fam.backend.buffers import is_concrete, join, to_host, write
+from keras_fam.backend.compiled import without_gradients
 from keras_fam.backend.devices import rows_over_devices
 from keras_fam.checks import (
     check_ids_shape,
@@ -12,16 +13,18 @@ from keras_fam.checks import (
     check_padding_mask,
     check_vocabulary,
 )
-from keras_fam.layers.streams import spans
+from keras_fam.layers.chunks import read_traced, spans
 from keras_fam.memory.state import (
     LayerState,
     StreamState,
     check_parts,
+    check_place,
     check_state,
     empty_state,
     position_after,
     started_after,
     state_spec,
+    tokens_after,
 )
 from keras_fam.memory.streaming import Place, block_valid, with_short_rings
 from keras_fam.types import Tensor
@@ -45,7 +48,9 @@ class Streams:
     def stream(self, inputs: Tensor | dict[str, Tensor], state: StreamState) -> tuple[Tensor, StreamState]:
         """Reads a chunk of any length into a stream's memory.
 
-        Any split of a text into chunks gives what one call gives. Neither `inputs` nor `state` is changed.
+        Any split of a text into chunks gives what one call gives. Neither `inputs` nor `state` is changed. Inside a
+        compiled function (`jax.jit`, `tf.function`) values cannot be checked, only shapes and dtypes are. A chunk's
+        place in its block is not known there: the tokens up to the end of the block are then read one by one.
 
         Args:
             inputs: int token ids `[batch, length]`, or a dict of `"token_ids"` and `"padding_mask"`.
@@ -58,21 +63,34 @@ class Streams:
             TypeError, ValueError: token ids of the wrong rank or dtype, empty or out of vocabulary; a mask of another
                 shape; a state of another model, batch size or dtype.
         """
-        return self.stream_pieces(inputs, state, self.inference("piece", self.piece))
+        return self.stream_pieces(inputs, state, "piece", self.piece)
 
-    def stream_pieces(self, inputs, state, piece):
-        """`piece(token_ids, padding_mask, state, last)` over the pieces of a chunk; see `stream`."""
+    def read_into(self, state, inputs):
+        """`stream` without the hidden states, so that a long chunk takes no more memory than a short one: the state."""
+        return self.stream_pieces(inputs, state, "piece", self.piece, keep=False)[1]
+
+    def stream_pieces(self, inputs, state, name, piece, keep=True):
+        """`piece(token_ids, padding_mask, state, last, count)` over the pieces of a chunk; see `stream`.
+
+        Compiled functions of `piece` are kept under `name`. Without `keep` there are no outputs.
+        """
         token_ids, padding_mask, state, position = self._check_chunk(inputs, state)
-        outputs = []
+        if position is None:  # Inside a compiled function already.
+            return read_traced(without_gradients(piece), token_ids, padding_mask, state, self.block_size)
+        compiled, outputs = self.inference(name, piece), []
         for start, stop in spans(token_ids.shape[1], position % self.block_size, self.block_size):
             last = (position + stop) % self.block_size == 0
             part = (ops.convert_to_tensor(x[:, start:stop]) for x in (token_ids, padding_mask))
-            output, state = piece(*part, state, last=last)
-            outputs.append(output)
-        return join(outputs), state
+            output, state = compiled(*part, state, last=last)
+            if keep:
+                outputs.append(output)
+        return join(outputs) if keep else None, state
 
     def _check_chunk(self, inputs, state):
-        """Checked arrays of token ids and padding, the state in this model's form, and its position; see `stream`."""
+        """Checked arrays of token ids and padding, the state in this model's form, and its position; see `stream`.
+
+        Inside a compiled function values are not known. Then these are tensors, and only shapes and dtypes are checked.
+        """
         token_ids, padding_mask = inputs, None
         if isinstance(inputs, dict):
             if "token_ids" not in inputs:
@@ -85,23 +103,31 @@ class Streams:
             )
         if padding_mask is not None:
             padding_mask = check_padding_mask(padding_mask, token_ids)
-        check_parts(state)
-        state = with_short_rings(state, self.state_spec(token_ids.shape[0]), self.options)
-        check_state(state, self.state_spec(token_ids.shape[0]))
+        state, place = self._own(state, token_ids.shape[0])
         masks = () if padding_mask is None else (padding_mask,)
-        token_ids, positions, *masks = to_host(token_ids, state.position, *masks)
+        if place is None or not all(map(is_concrete, (token_ids, *masks))):
+            mask = ops.ones_like(token_ids, "bool") if padding_mask is None else ops.cast(padding_mask, "bool")
+            return ops.cast(token_ids, "int32"), mask, state, None
+        token_ids, *masks = to_host(token_ids, *masks)
         check_vocabulary(token_ids, self.vocabulary_size)
         mask = (
             check_ones_and_zeros("padding_mask", masks[0], token_ids.shape)
             if masks
             else np.ones(token_ids.shape, "bool")
         )
-        if (positions != positions[0]).any():
-            raise ValueError(
-                f"`state` must hold streams at one position: expected {positions[0]} in every row. Received: positions "
-                f"{positions.tolist()}."
-            )
-        return token_ids.astype("int32"), mask, state, int(positions[0])
+        return token_ids.astype("int32"), mask, state, place
+
+    def own_state(self, state, batch_size):
+        """A state in this model's form. Refuses the state of another model, batch size or dtype; see `stream`."""
+        return self._own(state, batch_size)[0]
+
+    def _own(self, state, batch_size):
+        """`own_state`, and the state's position, None where it is not known."""
+        check_parts(state)
+        spec = self.state_spec(batch_size)
+        state = with_short_rings(state, spec, self.options)
+        check_state(state, spec)
+        return state, check_place(state, self.block_size)
 
     def state_spec(self, batch_size):
         """`StreamState` of `KerasTensor`: shapes and dtypes of a state of this model."""
@@ -120,7 +146,7 @@ class Streams:
             layers.append(layer.begin_stream(fam, sink, batch_size))
             fam = layer.lift_prompt(fam) if self.fam_length else fam
             sink = None if sink is None else layer.lift_prompt(sink)
-        return empty_state(tuple(layers), batch_size, self.options.slots)
+        return empty_state(tuple(layers), batch_size, self.options)
 
     def piece(self, token_ids, padding_mask, state, last, count=None, in_place=False):
         """Up to the rest of a block, through all layers.
@@ -150,7 +176,8 @@ class Streams:
             x, layer_state = layer.read_piece(x, layer_state, place, in_place)
             layers.append(layer_state)
         position = position_after(state.position, length if count is None else count, self.position_period)
-        state = StreamState(tuple(layers), place.valid, state.started, position)
+        tokens_read = tokens_after(state.tokens_read, padding_mask)
+        state = state._replace(layers=tuple(layers), valid=place.valid, position=position, tokens_read=tokens_read)
         return self.layer_norm(x), self._advance(state, place, last)
 
     def _advance(self, state, place, last):

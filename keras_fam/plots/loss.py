@@ -1,48 +1,45 @@
 """Where in a document a model knows more: the loss against the position."""
 
-import keras
+from typing import Any
+
 import numpy as np
-from keras import ops
 
-from keras_fam.checks import check_integer, check_token_ids
+from keras_fam.checks import check_integer
 from keras_fam.models.causal_lm import FAMCausalLM
-from keras_fam.types import Tensor
+from keras_fam.models.reading import losses_in_blocks, open_texts
 
 
-def loss_by_position(lm, token_ids: Tensor) -> np.ndarray:
+def loss_by_position(lm, token_ids: Any) -> np.ndarray:
     """Each token's loss, read as a stream in fixed memory.
 
     Args:
         lm: `FAMCausalLM`.
-        token_ids: int `[documents, length]`.
+        token_ids: int `[documents, length]`; or a text, a path of a file, token ids `[length]`, or a list of these, of
+            any lengths. Texts and files begin with the tokenizer's start token, if it has one.
 
     Returns:
-        float32 `[documents, length - 1]`, nats; place t is the loss of token t + 1.
+        float32 `[documents, length - 1]`, nats; place t is the loss of token t + 1. It is NaN behind the end of a
+        document that is shorter than the longest.
     """
     if not isinstance(lm, FAMCausalLM):
         raise TypeError(f"`models` must be FAMCausalLM. Received: a model of type {type(lm).__name__}.")
-    token_ids = ops.convert_to_numpy(check_token_ids(token_ids, lm.backbone.vocabulary_size))
-    size = lm.backbone.block_size
-    state, losses = lm.initial_state(token_ids.shape[0]), []
-    for start in range(0, token_ids.shape[1] - 1, size):
-        logits, state = lm.stream(token_ids[:, start : start + size], state)
-        targets = token_ids[:, start + 1 : start + size + 1]
-        logits = logits[:, : targets.shape[1]]
-        values = keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True)
-        losses.append(ops.convert_to_numpy(ops.cast(values, "float32")))
-    return np.concatenate(losses, axis=1)
+    documents = open_texts(lm, token_ids, "token_ids")
+    losses = [np.where(scored, losses, np.nan) for _, losses, scored in losses_in_blocks(lm, documents)]
+    losses = np.concatenate(losses, axis=1).astype("float32")
+    return losses[:, : 1 + int(np.flatnonzero(~np.isnan(losses).all(axis=0))[-1])]
 
 
-def plot_loss_by_position(models, token_ids: Tensor, bin_size: int | None = None):
+def plot_loss_by_position(models, token_ids: Any, bin_size: int | None = None):
     """Draws the loss against the position in the document: memory shows as a curve that goes on falling.
 
     Args:
         models: `FAMCausalLM`, or a dict of label to `FAMCausalLM`.
-        token_ids: int `[documents, length]`, held-out texts of equal length.
+        token_ids: held-out texts: int `[documents, length]`; or a text, a path of a file, token ids `[length]`, or a
+            list of these, of any lengths.
         bin_size: int, tokens that are averaged into one point, or None for the first model's `block_size`.
 
     Returns:
-        `matplotlib.figure.Figure`, with the standard error over documents as a band.
+        `matplotlib.figure.Figure`, with the standard error over the documents that reach a place as a band.
 
     Raises:
         TypeError, ValueError: models that are no `FAMCausalLM`; token ids of another shape or outside the vocabulary;
@@ -61,15 +58,16 @@ def plot_loss_by_position(models, token_ids: Tensor, bin_size: int | None = None
         raise ValueError("`models` must hold at least one model. Received: models={}.")
     first = next(iter(models.values()))
     losses = {label: loss_by_position(lm, token_ids) for label, lm in models.items()}
-    length = next(iter(losses.values())).shape[1]
+    length = min(values.shape[1] for values in losses.values())
     bin_size = check_integer("bin_size", first.backbone.block_size if bin_size is None else bin_size, 1, length)
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
     bins = length // bin_size
     places = (np.arange(bins) + 0.5) * bin_size
     for label, values in losses.items():
-        values = values[:, : bins * bin_size].reshape(len(values), bins, bin_size).mean(axis=2)
-        mean, error = values.mean(axis=0), values.std(axis=0) / max(1, len(values) - 1) ** 0.5
+        values, _ = _mean(values[:, : bins * bin_size].reshape(len(values), bins, bin_size), axis=2)
+        mean, count = _mean(values, axis=0)
+        error = (_mean((values - mean) ** 2, axis=0)[0] / np.maximum(1, count - 1)) ** 0.5
         axes.plot(places, mean, label=label)
         axes.fill_between(places, mean - error, mean + error, alpha=0.2)
     axes.set_xlabel("position in the document, tokens")
@@ -78,3 +76,9 @@ def plot_loss_by_position(models, token_ids: Tensor, bin_size: int | None = None
     axes.legend()
     figure.tight_layout()
     return figure
+
+
+def _mean(values, axis):
+    """The mean of what is not NaN along an axis, NaN where nothing is, and how many there were."""
+    count = (~np.isnan(values)).sum(axis=axis)
+    return np.where(count, np.nansum(values, axis=axis) / np.maximum(1, count), np.nan), count
