@@ -29,6 +29,7 @@ from keras_fam.models.inputs import ChecksInputs
 from keras_fam.models.presets import SavesWhole, load_task, save_preset
 from keras_fam.models.prompts import (
     are_ids,
+    as_texts,
     check_lengths,
     check_prompt,
     check_sampler,
@@ -261,6 +262,11 @@ class FAMCausalLM(
         finally:
             self.preprocessor = preprocessor
         return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
+
+    def _normalize_generate_inputs(self, inputs):
+        batches, is_scalar = super()._normalize_generate_inputs(inputs)
+        # A `tf.data.Dataset` hands out arrays of bytes; tokenizers take str.
+        return (as_texts(batch) for batch in batches), is_scalar
 
     def score(
         self,
