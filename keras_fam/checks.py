@@ -136,7 +136,17 @@ def check_layer_shapes(block_size, inputs_shape, fam_shape=None, mask_shape=None
 
 def _agree(left, right):
     """Whether two shapes are the same, as far as both are known."""
-    return len(left) == len(right) and all(x is None or y is None or x == y for x, y in zip(left, right))
+    known = (pair for pair in zip(left, right) if all(isinstance(x, int) for x in pair))
+    return len(left) == len(right) and all(x == y for x, y in known)
+
+
+def check_known_length(name, x):
+    """Refuses a symbol for a length: a program that is exported by jax or torch would need a loop of unknown length."""
+    if not isinstance(x.shape[1], (int, type(None))):
+        raise ValueError(
+            f"`{name}` must have a known length on {keras.config.backend()}: expected `export` with an "
+            f"`input_signature` of fixed length. Received: {name} of shape ({', '.join(map(str, x.shape))})."
+        )
 
 
 def check_layer_call(options, inputs, fam=None, inputs_mask=None, sink=None):
@@ -147,6 +157,7 @@ def check_layer_call(options, inputs, fam=None, inputs_mask=None, sink=None):
             raise TypeError(f"`{name}` must be a tensor. Received: {name} of type {type(x).__name__}.")
     shapes = (None if x is None else x.shape for x in (inputs, fam, inputs_mask))
     check_layer_shapes(options.block_size, *shapes)
+    check_known_length("inputs", inputs)
     if fam is not None:
         options.check_fam_length(fam.shape[1])
     if sink is not None and tuple(sink.shape) != (1, 1, inputs.shape[2]):
@@ -214,6 +225,7 @@ def check_ids_shape(token_ids, name="token_ids"):
         raise ValueError(
             f"`{name}` must have rank 2, [batch, length]. Received: {name} of shape {tuple(token_ids.shape)}."
         )
+    check_known_length(name, token_ids)
     dtype = token_ids.dtype
     dtype = dtype.name if hasattr(dtype, "kind") else keras.backend.standardize_dtype(dtype)
     if "int" not in str(dtype) and not isinstance(token_ids, keras.KerasTensor) and not in_symbolic_scope():

@@ -1,5 +1,6 @@
 """What `generate` takes: lengths, stop tokens, padding anywhere, ids and texts; and what it refuses, by name."""
 
+import keras
 import keras_hub
 import numpy as np
 import pytest
@@ -48,6 +49,17 @@ def assert_same(first, second):
 
 
 # === Lengths ===
+
+
+def test_ids_are_padded_and_cut_to_max_length(lm):
+    given = prompts()
+    whole = generate(lm, given)
+    for length in (5, 8, LENGTH):
+        shorter = {name: value[:, :length] for name, value in given.items()}
+        assert_same(generate(lm, shorter, max_length=LENGTH), whole)
+    cut = generate(lm, prompts((3, 9)), max_length=7)
+    assert cut["token_ids"].shape == cut["padding_mask"].shape == (2, 7)
+    np.testing.assert_array_equal(cut["token_ids"][1], prompts((3, 9))["token_ids"][1, :7])
 
 
 def test_max_new_tokens(lm, text_lm):
@@ -140,7 +152,39 @@ def test_strip_prompt_keeps_what_was_generated(lm):
             np.testing.assert_array_equal(stripped["token_ids"][row][stripped["padding_mask"][row]], expected)
 
 
+def test_rows_of_padding_alone(lm, text_lm):
+    refused(lambda: generate(lm, padded(["111", ""])), "padding_mask", "at least one real token", "row 1")
+    for shape in ((0, 4), (2, 0), (1, 4)):
+        ids = np.zeros(shape, "int32")
+        for model in (lm, text_lm):
+            given = {"token_ids": ids, "padding_mask": ids}
+            refused(lambda model=model, given=given: generate(model, given), "padding_mask", "row 0")
+    if not text_lm.preprocessor.built:
+        text_lm.preprocessor.build(None)
+    packer = text_lm.preprocessor.packer
+    start, packer.start_value = packer.start_value, None  # Qwen has no start token: nothing is before an empty text.
+    refused(lambda: text_lm.generate([TEXT[0], ""]), "padding_mask", "row 1")
+    packer.start_value = start
+    assert len(text_lm.generate([TEXT[0], ""])) == 2
+
+
 # === Ids and texts ===
+
+
+def test_ids_in_ids_out_and_texts_in_texts_out(text_lm):
+    tf = pytest.importorskip("tensorflow")
+    given = keras.tree.map_structure(ops.convert_to_numpy, text_lm.preprocessor.generate_preprocess(TEXT))
+    end = text_lm.preprocessor.tokenizer.end_token_id
+    finished = text_lm.generate(given)
+    assert_same(finished, generate(text_lm, given, end))
+    assert text_lm.preprocessor is not None
+    assert text_lm.generate(TEXT) == text_lm.preprocessor.generate_postprocess(finished)
+    assert_same(text_lm.generate(tf.data.Dataset.from_tensor_slices(given).batch(2)), finished)
+    finished = text_lm.generate(TEXT)
+    for size in (2, 3):
+        assert text_lm.generate(tf.data.Dataset.from_tensor_slices(TEXT).batch(size)) == finished
+    assert text_lm.generate(np.array(TEXT)) == text_lm.generate(np.array(TEXT, "object")) == finished
+    assert text_lm.generate([text.encode() for text in TEXT]) == finished
 
 
 def test_texts_need_a_preprocessor(lm, text_lm):

@@ -10,6 +10,7 @@ from keras_fam.backend.compiled import CompiledModel
 from keras_fam.backend.parameters import RegistersParameters
 from keras_fam.backend.quantized import keep_gradient
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
+from keras_fam.backend.values import keeps_values
 from keras_fam.checks import check_flag, check_keywords, check_path, check_probability
 from keras_fam.families import family_of
 from keras_fam.layers.decoder_layer import FAMDecoderLayer
@@ -84,6 +85,8 @@ class FAMBackbone(
     hidden = backbone({"token_ids": ids, "padding_mask": np.ones_like(ids)})
     ```
     """
+
+    fit, evaluate, predict = map(keeps_values, (keras.Model.fit, keras.Model.evaluate, keras.Model.predict))
 
     def __init__(
         self,

@@ -3,19 +3,25 @@
 import types
 
 import keras
-from keras_hub.src.utils.pipeline_model import _build_dataset
+from keras_hub.src.utils.pipeline_model import _build_dataset, _contains_string_data, _declare_steps
+from keras_hub.src.utils.tensor_utils import convert_to_numpy
 
+from keras_fam.backend.values import keeps_values
 from keras_fam.models.prompts import are_ids
 
 # Keras reads these batch by batch. KerasHub would cut them into samples first.
 _BATCHED = (keras.utils.PyDataset, types.GeneratorType)
-_BATCHED_MODULES = ("torch.utils.data", "tensorflow.python.distribute")
+_TORCH, _DISTRIBUTED = "torch.utils.data", "tensorflow.python.distribute"
 
 
 def brings_batches(x):
     """Whether `x` is made of batches and is no `tf.data` or grain dataset, which KerasHub knows by itself."""
-    modules = (base.__module__ for base in type(x).__mro__)
-    return isinstance(x, _BATCHED) or any(module.startswith(_BATCHED_MODULES) for module in modules)
+    return isinstance(x, _BATCHED) or _from_module(x, (_TORCH, _DISTRIBUTED))
+
+
+def _from_module(x, names):
+    """Whether a class of `x` comes from one of some modules, which need not be installed."""
+    return any(base.__module__.startswith(names) for base in type(x).__mro__)
 
 
 class TakesTextsAndIds:
@@ -24,8 +30,14 @@ class TakesTextsAndIds:
     def preprocess_samples(self, x, y=None, sample_weight=None):
         if are_ids(x):
             return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+        if self.preprocessor is None and _contains_string_data(x):
+            raise ValueError(
+                "`x` must be a dict of 'token_ids' and 'padding_mask' for a model without a preprocessor. Received: x "
+                f"of type {type(x).__name__}, texts."
+            )
         return super().preprocess_samples(x, y, sample_weight)
 
+    @keeps_values
     def fit(
         self,
         x=None,
@@ -44,49 +56,67 @@ class TakesTextsAndIds:
             kwargs |= dict(validation_data=validation_data, validation_split=validation_split)
             return super().fit(x, y, batch_size, sample_weight, **kwargs)
         if validation_data is not None:
-            kwargs["validation_data"] = self._in_batches(
-                *keras.utils.unpack_x_y_sample_weight(validation_data), batch_size
-            )
-        if brings_batches(x):
-            kwargs |= dict(y=y, batch_size=batch_size, sample_weight=sample_weight)
-            kwargs |= dict(validation_split=validation_split or 0.0)
-        return keras.Model.fit(self, self._in_batches(x, y, sample_weight, batch_size), **kwargs)
+            data = keras.utils.unpack_x_y_sample_weight(validation_data)
+            self._give_batches(kwargs, "validation_data", "validation_steps", data, batch_size)
+        if brings_batches(x):  # Keras refuses what these datasets bring themselves.
+            kwargs |= dict(y=y, sample_weight=sample_weight, validation_split=validation_split or 0.0)
+        self._give_batches(kwargs, "x", "steps_per_epoch", (x, y, sample_weight), batch_size)
+        return keras.Model.fit(self, **kwargs)
 
+    @keeps_values
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """See `keras_hub.models.CausalLM.evaluate`; `x` as in `fit`."""
         if not brings_batches(x) or kwargs.get("_use_cached_eval_dataset"):
             return super().evaluate(x, y, batch_size, sample_weight, **kwargs)
-        kwargs |= dict(y=y, batch_size=batch_size, sample_weight=sample_weight)
-        return keras.Model.evaluate(self, self._in_batches(x), **kwargs)
+        return keras.Model.evaluate(
+            self, self._prepared_batches(x), y, batch_size, sample_weight=sample_weight, **kwargs
+        )
 
+    @keeps_values
     def predict(self, x=None, batch_size=None, **kwargs):
         """See `keras_hub.models.CausalLM.predict`; `x` as in `fit`."""
         if not brings_batches(x):
             return super().predict(x, batch_size, **kwargs)
-        return keras.Model.predict(self, self._in_batches(x), batch_size=batch_size, **kwargs)
+        return keras.Model.predict(self, self._prepared_batches(x), batch_size=batch_size, **kwargs)
 
-    def _in_batches(self, x, y=None, sample_weight=None, batch_size=None):
-        """Preprocessed batches in a form that Keras knows."""
-        if not brings_batches(x):
-            return _build_dataset(x, y, sample_weight, batch_size, self.preprocess_samples)
-        if self.preprocessor is None:
-            return x
+    def _give_batches(self, arguments, name, steps_name, data, batch_size):
+        """Puts preprocessed batches among the arguments of `keras.Model.fit`; their number too, where KerasHub does."""
+        if brings_batches(data[0]):
+            arguments[name] = self._prepared_batches(data[0])
+            return
+        dataset = _build_dataset(*data, batch_size, self.preprocess_samples)
+        passes = arguments.get("epochs", 1)
+        arguments[name], arguments[steps_name], _ = _declare_steps(dataset, arguments.get(steps_name), passes)
+
+    def _prepared_batches(self, x):
+        """Every batch of `x` preprocessed, in the form that `x` has."""
         if isinstance(x, types.GeneratorType):
             return (self._prepared(batch) for batch in x)
         if isinstance(x, keras.utils.PyDataset):
-            return x if are_ids(_unpacked(x[0])[0]) else _PreparedDataset(x, self._prepared)
-        if are_ids(_unpacked(next(iter(x)))[0]):
-            return x
-        return _prepared_loader(x, self._prepared)
+            return _PreparedDataset(x, self._prepared)
+        if _from_module(x, _TORCH):
+            return _prepared_loader(x, self._prepared)
+        if _contains_string_data(x.element_spec):
+            raise ValueError(
+                "`x` must hold token ids if it is a distributed dataset: expected "
+                "strategy.experimental_distribute_dataset(texts.map(preprocessor)). Received: x of texts."
+            )
+        return x
 
     def _prepared(self, batch):
-        return self.preprocess_samples(*_unpacked(batch))
+        """`(x,)`, `(x, y)` or `(x, y, sample_weight)` in numpy arrays, which every backend takes from any dataset."""
+        batch = self.preprocess_samples(*_unpacked(batch))
+        return keras.tree.map_structure(convert_to_numpy, batch if isinstance(batch, tuple) else (batch,))
 
 
 def _unpacked(batch):
     """`(x, y, sample_weight)` of a batch; a list of texts is `x`, not three things."""
-    texts = isinstance(batch, (list, tuple)) and all(isinstance(each, str) for each in batch)
-    return (list(batch), None, None) if texts else keras.utils.unpack_x_y_sample_weight(batch)
+    x, y, sample_weight = (batch, None, None) if _are_texts(batch) else keras.utils.unpack_x_y_sample_weight(batch)
+    return list(x) if _are_texts(x) else x, y, sample_weight
+
+
+def _are_texts(x):
+    return isinstance(x, (list, tuple)) and all(isinstance(each, (str, bytes)) for each in x)
 
 
 class _PreparedDataset(keras.utils.PyDataset):
@@ -96,8 +126,9 @@ class _PreparedDataset(keras.utils.PyDataset):
         super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)
         self.dataset, self.prepare = dataset, prepare
 
-    def __len__(self):
-        return len(self.dataset)
+    @property
+    def num_batches(self):
+        return self.dataset.num_batches
 
     def __getitem__(self, index):
         return self.prepare(self.dataset[index])
@@ -110,14 +141,13 @@ class _PreparedDataset(keras.utils.PyDataset):
 
 
 def _prepared_loader(loader, prepare):
-    """`prepare` of every batch of a torch `DataLoader`."""
+    """`prepare` of every batch of a torch `DataLoader`, as tensors: Keras reads no others from a loader."""
     import torch
 
     class Prepared(torch.utils.data.IterableDataset):
-        def __len__(self):
-            return len(loader)
-
         def __iter__(self):
-            return map(prepare, loader)
+            return (keras.tree.map_structure(torch.tensor, prepare(batch)) for batch in loader)
 
+    if hasattr(loader.dataset, "__len__"):  # Else Keras asks for no length.
+        Prepared.__len__ = lambda self: len(loader)
     return torch.utils.data.DataLoader(Prepared(), batch_size=None)

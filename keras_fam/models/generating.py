@@ -14,6 +14,7 @@ from keras_fam.models.generation import generate_tokens
 from keras_fam.models.pieces import GeneratedPieces
 from keras_fam.models.prompts import (
     are_ids,
+    as_texts,
     check_lengths,
     check_prompt,
     check_sampler,
@@ -135,6 +136,11 @@ class Generates:
         if self.preprocessor is not None:
             stop_token_ids = self._stop_tokens(stop_token_ids)
         return self._generate_ids(super().generate, batches, stop_token_ids, strip_prompt)
+
+    def _normalize_generate_inputs(self, inputs):
+        batches, is_scalar = super()._normalize_generate_inputs(inputs)
+        # A `tf.data.Dataset` hands out arrays of bytes; tokenizers take str.
+        return (as_texts(batch) for batch in batches), is_scalar
 
     def _generate_ids(self, generate, batches, stop_token_ids, strip_prompt):
         """`generate`, KerasHub's own, of batches of token ids."""

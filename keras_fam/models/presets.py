@@ -43,7 +43,10 @@ def load_backbone(cls, load_saved, preset, load_weights, arguments):
     loader, stock_cls = _find(cls, preset)
     if stock_cls is None:
         _check_agreement(loader.config["config"], memory)
-        return load_saved(preset, load_weights, **memory, **rest)
+        backbone = load_saved(preset, load_weights, **memory, **rest)
+        if memory.get("random_state_passing"):  # A saved run leaves its own among its weights.
+            backbone.random_state_passing = memory["random_state_passing"]
+        return backbone
     check_keywords(rest, (*MEMORY_ARGUMENTS, *inspect.signature(stock_cls).parameters))
     return _with_memory(cls, stock_cls, loader, memory, lambda: stock_cls.from_preset(preset, load_weights, **rest))
 

@@ -12,6 +12,16 @@ def are_ids(inputs):
     return isinstance(inputs, dict) and "token_ids" in inputs
 
 
+def as_texts(inputs):
+    """Arrays and lists of texts or bytes as lists of str; anything else as it is."""
+    if isinstance(inputs, list):
+        return [as_texts(each) for each in inputs]
+    if isinstance(inputs, bytes):
+        return inputs.decode("utf-8")
+    texts = isinstance(inputs, np.ndarray) and inputs.dtype.kind in "USO"
+    return as_texts(inputs.tolist()) if texts else inputs
+
+
 def check_lengths(max_length, max_new_tokens):
     """Refuses lengths that are no integers of at least 1, and both at once."""
     for name, value in (("max_length", max_length), ("max_new_tokens", max_new_tokens)):

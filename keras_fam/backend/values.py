@@ -1,0 +1,44 @@
+"""The values of a model's variables while Keras runs it over data."""
+
+import contextlib
+import functools
+
+import keras
+
+
+def keeps_values(method):
+    """`fit`, `evaluate` or `predict` of a model, which keeps its values if the data or a check raises an error."""
+
+    @functools.wraps(method)
+    def run(self, *args, **kwargs):
+        with _values_outlive_errors(self):
+            return method(self, *args, **kwargs)
+
+    return run
+
+
+@contextlib.contextmanager
+def _values_outlive_errors(model):
+    """Inside, an error leaves a model with its values.
+
+    On jax Keras takes the values out of the variables while `fit`, `evaluate` and `predict` run. It puts them back at
+    the end, but not after an error: the model could not be used again. Values of the last complete step are put back;
+    before the first step, those from before.
+
+    Args:
+        model: `keras.Model`.
+    """
+    if keras.config.backend() != "jax":
+        yield
+        return
+    optimizer = getattr(model, "optimizer", None)
+    variables = [*model.variables, *(optimizer.variables if optimizer is not None else ())]
+    before = [(variable, variable._value) for variable in variables]
+    try:
+        yield
+    except BaseException:  # An interrupt, too.
+        model.jax_state_sync()
+        for variable, value in before:
+            if variable._value is None and not value.is_deleted():
+                variable.assign(value)
+        raise
