@@ -52,7 +52,15 @@ import keras_fam
 LENGTHS = (2, 4, 8, 18, 36, 64, 128, 260, 520, 2000, 5000)
 DISTANCES = (2, 8, 36, 128, 600)
 AGES = (1, 100, 1000, 5000)
-QUICK = dict(models=["fam", "bswa1"], key_length=2, lengths=[2, 8, 36, 128], distances=[2, 8, 36], ages=[1, 100])
+QUICK = dict(
+    models=["fam_sum", "bswa1"],
+    training="carried",
+    key_length=2,
+    steps=500,
+    lengths=[2, 4, 8, 18, 36, 64],
+    distances=[2, 8],
+    ages=[1],
+)
 STATED = dict(  # what `--training` sets, if nothing else is said: shares of rows of the last lesson, and steps
     rewritten=dict(restart=[0.05], restate=[0.5, 0.2, 0.1], steps=2000),
     carried=dict(restart=[0.5, 0.2], restate=[0.0], steps=1600),
