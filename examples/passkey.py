@@ -103,6 +103,7 @@ def parse():
     add("--distances", type=int, nargs="+", default=list(DISTANCES), help="overwrite: blocks since the statement")
     add("--ages", type=int, nargs="+", default=list(AGES), help="overwrite: blocks of the text up to the statement")
     add("--keys", type=int, default=100, help="held-out texts for evaluation")
+    add("--xla", action="store_true", help="tensorflow: steps take two thirds of the time, and minutes to compile")
     add("--out", type=pathlib.Path, default=pathlib.Path("passkey"))
     if "--quick" in sys.argv:
         parser.set_defaults(**QUICK)
@@ -133,7 +134,7 @@ def spread(span, fam_length):
 
 def check_folder(options, parser):
     """Models of one folder are trained with the same settings."""
-    own = {"models", "seeds", "out", "quick", "task", *EVALUATION}
+    own = {"models", "seeds", "out", "quick", "task", "xla", *EVALUATION}
     settings = {name: value for name, value in vars(options).items() if name not in own}
     path = options.out / "settings.json"
     if path.exists():
@@ -207,9 +208,11 @@ def draw(results, options, path):
             found = {n: cell[1] for n, cell in found.items() if cell is not None}
             style = dict(color=line.get_color(), alpha=1 - number / (len(options.ages) + 1))
             right.plot(list(found), list(found.values()), "o-", label=f"{name}, age {age}", **style)
-    for axes, what in ((left, "blocks since the only key"), (right, "blocks since the latest key")):
+    for axes, blocks, what in ((left, options.lengths, "only"), (right, options.distances, "latest")):
         axes.set_xscale("log")
-        axes.set_xlabel(what)
+        axes.set_xticks(blocks, [str(n) for n in blocks])
+        axes.minorticks_off()
+        axes.set_xlabel(f"blocks since the {what} key")
         axes.set_ylim(-0.03, 1.03)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)

@@ -112,7 +112,7 @@ def compile_model(lm, options):
         optimizer=keras.optimizers.AdamW(rate, beta_2=options.beta_2, weight_decay=options.weight_decay, clipnorm=1.0),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="digits")],
-        jit_compile=keras.config.backend() != "torch",
+        jit_compile=keras.config.backend() == "jax" or (keras.config.backend() == "tensorflow" and options.xla),
     )
 
 
