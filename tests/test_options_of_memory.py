@@ -174,10 +174,12 @@ def test_the_bound_has_no_gradient():
     np.testing.assert_array_equal(numpy(zero), added)
 
 
-def test_a_state_of_another_span_goes_on():
+def test_a_state_of_another_span_goes_on(tmp_path):
     """A span is an option of use: the state has the same shape, and what is read next is bounded by the new one."""
     ids = token_ids(1, 12)
     _, state = fam_backbone("gemma").stream(ids, fam_backbone("gemma").initial_state(1))
+    keras_fam.save_state(tmp_path / "state.npz", state)
+    state = keras_fam.load_state(tmp_path / "state.npz")
     bounded = fam_backbone("gemma", memory_span=0.5)
     hidden, after = bounded.stream(ids, state)
     assert np.isfinite(numpy(hidden)).all()
@@ -234,6 +236,8 @@ def test_fam_may_pass_what_float16_holds():
         (dict(memory_span=0.0), "`memory_span`.*0.0"),
         (dict(memory_span=-1), "`memory_span`.*-1"),
         (dict(memory_span=float("inf")), "`memory_span`.*inf"),
+        (dict(memory_span=float("nan")), "`memory_span`.*nan"),
+        (dict(memory_span=[1.0, float("nan"), 2.0]), "`memory_span`.*nan"),
         (dict(memory_span=[1.0, 2.0]), "`memory_span`.*3 FAM vectors.*2 numbers"),
         (dict(memory_span=[1.0, 2.0, 0.0]), "`memory_span`.*0.0"),
         (dict(memory_span=[]), "`memory_span`"),

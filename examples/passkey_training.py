@@ -1,0 +1,145 @@
+"""How `passkey.py` builds its models and trains them: one lesson after the other, each on texts of `PassKeyTask`."""
+
+import json
+
+import keras
+import keras_hub
+import numpy as np
+
+import keras_fam
+
+# (memory segments, gradient stopped through them) of each model.
+MODELS = dict.fromkeys(("fam", "fam_sum", "bswa0"), (0, False))
+MODELS |= {"bswa1": (1, False), "bswa2": (2, False), "bswa4": (4, False), "bswa1_sg": (1, True)}
+BLOCKS = (2, 4, 8)  # of one growing lesson after the other
+RESTART, RESTATE = 0.3, 0.7  # shares of rows in the growing lessons of `--training rewritten`
+LEARNED = 0.9  # share of digits at which a growing lesson ends
+EPOCH, WARMUP = 20, 60  # steps
+
+
+def build_model(name, options, span=None):
+    """`keras_fam.FAMCausalLM` from scratch; `span` is that of `fam` alone."""
+    memory_segments, stop_gradient = MODELS[name]
+    stock = keras_hub.models.GemmaBackbone(
+        vocabulary_size=options.task.vocabulary_size,
+        num_layers=options.layers,
+        num_query_heads=options.heads,
+        num_key_value_heads=options.heads,
+        hidden_dim=options.hidden_dim,
+        intermediate_dim=options.intermediate_dim,
+        head_dim=options.hidden_dim // options.heads,
+    )
+    backbone = keras_fam.FAMBackbone(
+        stock,
+        block_size=options.block_size,
+        memory_segments=memory_segments,
+        fam_length=options.fam_length if name.startswith("fam") else 0,
+        stop_gradient_memory=stop_gradient,
+        stateful_batch_size=options.batch_size,
+        memory_span=span if name == "fam" else None,
+    )
+    return keras_fam.FAMCausalLM(backbone)
+
+
+def lessons(options, seed):
+    """What is read in turn, `(name, stream)`: texts of growing length, then long ones that go on from step to step."""
+    task, batch, rewritten = options.task, options.batch_size, options.training == "rewritten"
+    restart, restate = (RESTART, RESTATE) if rewritten else (1.0, 0.0)
+    for blocks in BLOCKS:
+        yield f"{blocks} blocks", task.stream(batch, blocks, restart, seed, question_rate=1.0, restate=restate)
+    restart, restate = np.resize(options.restart, batch), np.resize(options.restate, batch)
+    if options.training == "fresh":
+        restart = 1.0
+    yield (
+        options.training,
+        task.stream(batch, options.blocks, restart, seed, options.sparse, answer_noise=1.0, restate=restate),
+    )
+
+
+class ShorterMemory(keras.callbacks.Callback):
+    """Divides the memory that rows carry by a constant before every step: it then ages faster than it reads.
+
+    Without a span, FAM adds up what every block writes to it, `F = FF(norm(A)) + A` with `A = Attention + F`, and grows
+    with the text. Every layer reads it through a norm, which hides its length: to divide F changes nothing that is
+    read. But what a block adds turns a short F more than a long one. Divided by `factor`, F turns as it did when the
+    text was so much younger, and a few steps turn it as far as hundreds of blocks do.
+    """
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if hasattr(self.model, "jax_state_sync"):  # On jax, `fit` keeps the variables' values to itself.
+            self.model.jax_state_sync()
+        for layer in self.model.backbone.transformer_layers:
+            for weight in layer.carried_state:
+                if weight.name == "carried_fam":
+                    weight.assign(weight / self.factor)
+
+
+class Progress(keras.callbacks.Callback):
+    """Prints every epoch, and ends a lesson that is learned."""
+
+    def __init__(self, lesson, until):
+        super().__init__()
+        self.lesson, self.until = lesson, until
+
+    def on_epoch_end(self, epoch, logs=None):
+        loss, digits = logs["loss"], logs["digits"]
+        print(f"  step {(epoch + 1) * EPOCH}, {self.lesson}: loss {loss:.4f}, digits {digits:.3f}", flush=True)
+        self.model.stop_training = digits > self.until
+
+
+def lesson_rate(options, began, last):
+    """`epoch -> learning rate`: it rises at the start, is level, and falls to zero in the last lesson alone."""
+    end = options.steps // EPOCH
+
+    def rate(epoch, _=None):
+        falling = 0.5 * (1 + np.cos(np.pi * (epoch - began) / max(end - began, 1))) if last else 1.0
+        return float(options.learning_rate * min(1.0, (epoch + 1) * EPOCH / WARMUP) * falling)
+
+    return keras.callbacks.LearningRateScheduler(rate)
+
+
+def compile_model(lm, options):
+    rate = options.learning_rate
+    if options.training != "rewritten":  # one rate for all lessons
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0, options.steps - WARMUP, warmup_target=rate, warmup_steps=WARMUP
+        )
+    lm.compile(
+        optimizer=keras.optimizers.AdamW(rate, beta_2=options.beta_2, weight_decay=options.weight_decay, clipnorm=1.0),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="digits")],
+        jit_compile=keras.config.backend() == "jax" or (keras.config.backend() == "tensorflow" and options.xla),
+    )
+
+
+def train(lm, options, seed, folder):
+    """Lesson after lesson; each epoch's end is kept in `folder`, and training goes on from there."""
+    compile_model(lm, options)
+    epochs = options.steps // EPOCH
+    place = folder / "lesson.json"  # the lesson that training is in, and the epoch at which that began
+    present, began = json.loads(place.read_text()) if place.exists() else (0, 0)
+    for number, (name, stream) in list(enumerate(lessons(options, seed)))[present:]:
+        place.write_text(json.dumps([number, began]))
+        growing = number < len(BLOCKS)
+        callbacks = [
+            keras.callbacks.BackupAndRestore(folder / "backup", delete_checkpoint=False),
+            Progress(name, until=LEARNED if growing else 1.0),
+        ]
+        if options.training == "rewritten":
+            callbacks.append(lesson_rate(options, began, last=not growing))
+        if lm.backbone.fam_length and lm.backbone.memory_span is None and options.shorten != 1:
+            callbacks.append(ShorterMemory(options.shorten))
+        lm.fit(
+            stream,
+            steps_per_epoch=EPOCH,
+            initial_epoch=began,
+            epochs=min(epochs, began + options.lesson_steps // EPOCH) if growing else epochs,
+            shuffle=False,
+            verbose=0,
+            callbacks=callbacks,
+        )
+        began = int(keras.ops.convert_to_numpy(lm.optimizer.iterations)) // EPOCH
