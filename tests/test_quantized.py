@@ -12,6 +12,7 @@ import keras_fam
 
 pytestmark = pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 IDS = token_ids(2, 20)
+SMALL = {"num_layers": 1}
 
 
 def gradients(backbone, logits, quantized):
@@ -34,9 +35,9 @@ def cosine(make, logits):
     return exact @ rounded / np.linalg.norm(exact) / np.linalg.norm(rounded)
 
 
-@pytest.mark.parametrize("family", ["gemma", "gemma3", "gpt2", "llama", "llama3"])
+@pytest.mark.parametrize("family", ["gemma", "gpt2", "llama"])  # Tied and untied heads.
 def test_adapters_get_the_gradient_of_the_exact_model(family):
-    assert cosine(lambda: fam_backbone(family), lambda backbone, hidden: backbone.logits(hidden)) > 0.9
+    assert cosine(lambda: fam_backbone(family, stock=SMALL), lambda backbone, hidden: backbone.logits(hidden)) > 0.9
 
 
 def test_stock_still_has_no_gradient_through_an_int8_head():
@@ -45,11 +46,11 @@ def test_stock_still_has_no_gradient_through_an_int8_head():
     def head(backbone, hidden):
         return backbone.token_embedding(hidden, reverse=True)
 
-    assert cosine(lambda: stock_backbone("gemma"), head) < 0.5
+    assert cosine(lambda: stock_backbone("gemma", **SMALL), head) < 0.5
 
 
 def test_a_quantized_preset_gets_it_too(tmp_path):
-    lm = keras_fam.FAMCausalLM(fam_backbone("gemma"))
+    lm = keras_fam.FAMCausalLM(fam_backbone("gemma", stock=SMALL))
     randomize(lm)
     lm.quantize("int8")
     lm.backbone.save_to_preset(tmp_path / "preset")
