@@ -2,11 +2,11 @@
 
     KERAS_BACKEND=jax python examples/sequence.py
 
-A noisy wave of two channels. In the first block, channel 1 jumps once, up or down: the flag. At every step from there on
-the model says which way it jumped. Two models of the same layers, in Keras's functional API, learn it for as many steps
-on the same series of up to 8 blocks: `FAMDecoderBlock` with FAM, and without it, which is block sliding window attention
-(BSWA). Both are then asked on fresh series, also of lengths that neither was trained on. Guessing is right half of the
-time. It needs no network and about a minute and a half of one CPU core.
+A noisy wave of two channels. In the first block, channel 1 jumps once, up or down: the flag. At every step from there
+on the model says which way it jumped. Two models of the same layers, in Keras's functional API, learn it in as many
+steps on the same series of up to 8 blocks: `FAMDecoderBlock` with FAM, and without, which is block sliding window
+attention (BSWA). Both are then asked on fresh series, also of lengths that neither was trained on. Guessing is right
+half of the time. It needs no network and about a minute and a half of one CPU core.
 """
 
 import argparse
@@ -96,9 +96,7 @@ def main():
         train(model, options.lengths, options.steps, options.rows, options.seed)
         table[name] = [accuracy(model, blocks, 256, options.seed + 1) for blocks in options.test]
     reach = LAYERS * MEMORY_SEGMENTS
-    print(
-        f"\nright answers in the last block of 256 series; through its layers BSWA sees {reach} blocks back, and no more"
-    )
+    print(f"\nright answers in the last block of 256 series; BSWA sees {reach} blocks back, through all its layers")
     print(f"{'blocks':8}" + "".join(f"{blocks:8}" for blocks in options.test))
     for name, row in table.items():
         print(f"{name:8}" + "".join(f"{right:8.3f}" for right in row))
