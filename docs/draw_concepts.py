@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/concepts.md from real attention maps, in a few minutes on one core.
+"""Draws the pictures of docs/concepts.md from real attention maps, in about a minute of one core.
 
     KERAS_BACKEND=torch python docs/draw_concepts.py
 
@@ -91,7 +91,7 @@ def gate_picture(lm, ids, path, layer, head):
         axes.imshow(np.sqrt(weights), vmin=0, vmax=1, interpolation="nearest")
         for start, stop in marks:
             axes.axvspan(start - 0.5, stop - 0.5, facecolor="none", edgecolor="tab:red", linewidth=0.6)
-        axes.set_title(f"gate {value:g}: the last question gives FAM {share:.2f} of its attention")
+        axes.set_title(f"gate {value:g}: FAM gets {share:.2f} of the last question", fontsize=11)
         axes.set_xlabel("keys: tokens, and FAM (red)")
     gate.assign(trained)
     save(figure, path)
@@ -141,7 +141,7 @@ def arrays(state):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "concepts")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     ids = texts(np.random.default_rng(99), 1, BLOCKS)[0]
