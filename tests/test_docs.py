@@ -137,8 +137,9 @@ def test_every_public_name_is_on_the_reference_page():
     assert documented == set(public_names())
     for name in named:
         assert inspect.getdoc(resolve(name)), name
-    for name, members in re.findall(r"^::: (\S+)\n    options:(?:\n     )? .*?members: \[(.*?)\]", page, re.M | re.S):
-        for member in re.split(r",\s*", members):
+    for name, options in re.findall(r"^::: (\S+)\n((?:    .*\n)+)", page, re.MULTILINE):
+        members = re.search(r"members: \[(.*?)\]", options, re.DOTALL)
+        for member in re.split(r",\s*", members.group(1)) if members else ():
             assert inspect.getdoc(getattr(resolve(name), member)), f"{name}.{member}"
 
 

@@ -1,5 +1,8 @@
 """The notebooks run from the first cell to the last, as somebody would run them who opens them one after the other."""
 
+import os
+import re
+import sys
 from pathlib import Path
 
 import keras
@@ -22,7 +25,8 @@ def kernel():
     """One kernel for all: most of a notebook's time is what it takes to import Keras."""
     from jupyter_client.manager import start_new_kernel
 
-    manager, client = start_new_kernel(kernel_name="python3", cwd=str(FOLDER))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    manager, client = start_new_kernel(kernel_name="python3", cwd=str(FOLDER), env=environment)
     yield manager
     client.stop_channels()
     manager.shutdown_kernel(now=True)
@@ -30,8 +34,6 @@ def kernel():
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_notebook(kernel, name):
-    import re
-
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)
     # Names of the notebook before are gone; modules stay.
