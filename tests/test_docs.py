@@ -46,7 +46,7 @@ def pages_that(wanted):
 
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory):
-    return gpt2_preset(tmp_path_factory.mktemp("presets") / "gpt2", max_sequence_length=64)
+    return gpt2_preset(tmp_path_factory.mktemp("presets") / "gpt2", max_sequence_length=64, num_layers=1)
 
 
 @pytest.fixture
