@@ -30,7 +30,7 @@ class Lesson(NamedTuple):
         return f"{self.blocks} blocks{', restated' if np.any(self.restate) else ''}{kind}"
 
 
-# What comes before the last lesson. Without restated keys: longer and longer texts that repeat their key in each answer.
+# What comes before the last lesson. Without restated keys: longer texts that repeat their key in each answer.
 GROWING = (Lesson(2, 1.0), Lesson(4, 1.0), Lesson(8, 1.0))
 # With them: to copy a key at all; to let an old key go; to tell statements from digits that are merely read; length.
 REWRITTEN = (
@@ -67,18 +67,17 @@ def build_model(name, options, span=None):
 
 
 def lessons(options, seed):
-    """What is read in turn, `(name, stream)`: texts of growing length, then long ones that go on from step to step."""
-    task, batch, rewritten = options.task, options.batch_size, options.training == "rewritten"
-    restart, restate = (RESTART, RESTATE) if rewritten else (1.0, 0.0)
-    for blocks in BLOCKS:
-        yield f"{blocks} blocks", task.stream(batch, blocks, restart, seed, question_rate=1.0, restate=restate)
-    restart, restate = np.resize(options.restart, batch), np.resize(options.restate, batch)
-    if options.training == "fresh":
-        restart = 1.0
-    yield (
-        options.training,
-        task.stream(batch, options.blocks, restart, seed, options.sparse, answer_noise=1.0, restate=restate),
-    )
+    """What is read in turn, `(lesson, stream)`."""
+    before = REWRITTEN if options.training == "rewritten" else GROWING
+    last = Lesson(options.blocks, options.restart, options.restate, options.sparse, noise=1.0, learned=1.0)
+    for lesson in (*before, last):
+        restart, restate = (np.resize(x, options.batch_size) for x in (lesson.restart, lesson.restate))
+        yield (
+            lesson,
+            options.task.stream(
+                options.batch_size, lesson.blocks, restart, seed, lesson.questions, lesson.noise, restate=restate
+            ),
+        )
 
 
 class ShorterMemory(keras.callbacks.Callback):
@@ -106,14 +105,14 @@ class ShorterMemory(keras.callbacks.Callback):
 class Progress(keras.callbacks.Callback):
     """Prints every epoch, and ends a lesson that is learned."""
 
-    def __init__(self, lesson, until):
+    def __init__(self, lesson):
         super().__init__()
-        self.lesson, self.until = lesson, until
+        self.lesson = lesson
 
     def on_epoch_end(self, epoch, logs=None):
         loss, digits = logs["loss"], logs["digits"]
         print(f"  step {(epoch + 1) * EPOCH}, {self.lesson}: loss {loss:.4f}, digits {digits:.3f}", flush=True)
-        self.model.stop_training = digits > self.until
+        self.model.stop_training = digits > self.lesson.learned
 
 
 def lesson_rate(options, began, last):
@@ -147,22 +146,23 @@ def train(lm, options, seed, folder):
     epochs = options.steps // EPOCH
     place = folder / "lesson.json"  # the lesson that training is in, and the epoch at which that began
     present, began = json.loads(place.read_text()) if place.exists() else (0, 0)
-    for number, (name, stream) in list(enumerate(lessons(options, seed)))[present:]:
+    plan = list(lessons(options, seed))
+    for number, (lesson, stream) in list(enumerate(plan))[present:]:
         place.write_text(json.dumps([number, began]))
-        growing = number < len(BLOCKS)
+        last = number == len(plan) - 1
         callbacks = [
             keras.callbacks.BackupAndRestore(folder / "backup", delete_checkpoint=False),
-            Progress(name, until=LEARNED if growing else 1.0),
+            Progress(lesson),
         ]
         if options.training == "rewritten":
-            callbacks.append(lesson_rate(options, began, last=not growing))
+            callbacks.append(lesson_rate(options, began, last))
         if lm.backbone.fam_length and lm.backbone.memory_span is None and options.shorten != 1:
             callbacks.append(ShorterMemory(options.shorten))
         lm.fit(
             stream,
             steps_per_epoch=EPOCH,
             initial_epoch=began,
-            epochs=min(epochs, began + options.lesson_steps // EPOCH) if growing else epochs,
+            epochs=epochs if last else min(epochs, began + options.lesson_steps // EPOCH),
             shuffle=False,
             verbose=0,
             callbacks=callbacks,
