@@ -54,7 +54,7 @@ class KeepsValues:
 @contextlib.contextmanager
 def put_back(variables: list[keras.Variable]):
     """Inside, `variables` may change. At the end they have the values from before, on every device its own."""
-    kept = [(place, ops.copy(place)) for variable in variables for place in _places(variable)]
+    kept = [(place, ops.copy(value)) for variable in variables for place, value in _places(variable)]
     try:
         yield
     finally:
@@ -63,6 +63,8 @@ def put_back(variables: list[keras.Variable]):
 
 
 def _places(variable):
-    """What holds a variable's values: itself, or under a `tf.distribute` strategy a variable for each device."""
-    held = variable.value if keras.config.backend() == "tensorflow" else None
-    return getattr(held, "values", [variable])
+    """`(place, value)` of a variable: itself, or under a `tf.distribute` strategy a variable for each device."""
+    value = variable.value
+    if keras.config.backend() == "tensorflow" and hasattr(value, "values"):
+        return [(place, place) for place in value.values]
+    return [(variable, value)]

@@ -105,7 +105,7 @@ class CarriedState(SavesRunState, keras.layers.Layer):
     def restart(self) -> None:
         """Forgets: the next batch begins anew in every row. What layers have kept is then not read."""
         for variable in self.non_trainable_variables:
-            variable.assign(ops.zeros_like(variable))
+            variable.assign(ops.zeros(variable.shape, variable.dtype))
 
     def compute_output_spec(self, padding_mask, document_start, training=None):
         rows = padding_mask.shape[0]
