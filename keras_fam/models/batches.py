@@ -8,6 +8,7 @@ from keras_hub.src.utils.tensor_utils import convert_to_numpy
 
 from keras_fam.backend.values import keeps_values
 from keras_fam.checks import check_stateful_rows
+from keras_fam.models.cut_texts import warn_of_cut_texts
 from keras_fam.models.prompts import are_ids
 
 # Keras reads these batch by batch. KerasHub would cut them into samples first.
@@ -27,6 +28,8 @@ def _from_module(x, names):
 
 class TakesTextsAndIds:
     """The methods of a KerasHub task that take data. Each argument, and each batch, is preprocessed if it is no ids."""
+
+    _warned_of_cut_texts = False
 
     def preprocess_samples(self, x, y=None, sample_weight=None):
         if are_ids(x):
@@ -53,6 +56,7 @@ class TakesTextsAndIds:
 
         `x` and `validation_data` are texts, dicts of token ids, or datasets and generators of either.
         """
+        self._look_at(x)
         for each in (x, keras.utils.unpack_x_y_sample_weight(validation_data)[0]):
             check_stateful_rows(each, batch_size, self.backbone.stateful_batch_size)
         if not brings_batches(x) and not brings_batches(validation_data):
@@ -69,6 +73,7 @@ class TakesTextsAndIds:
     @keeps_values
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """See `keras_hub.models.CausalLM.evaluate`; `x` as in `fit`."""
+        self._look_at(x)
         check_stateful_rows(x, batch_size, self.backbone.stateful_batch_size)
         if not brings_batches(x) or kwargs.get("_use_cached_eval_dataset"):
             return super().evaluate(x, y, batch_size, sample_weight, **kwargs)
@@ -81,6 +86,10 @@ class TakesTextsAndIds:
         if not brings_batches(x):
             return super().predict(x, batch_size, **kwargs)
         return keras.Model.predict(self, self._prepared_batches(x, self._prepared), batch_size=batch_size, **kwargs)
+
+    def _look_at(self, x):
+        """Says once in a model's life that most of its texts is cut off."""
+        self._warned_of_cut_texts = self._warned_of_cut_texts or warn_of_cut_texts(self.preprocessor, x)
 
     def _give_batches(self, arguments, name, steps_name, data, batch_size):
         """Puts preprocessed batches among the arguments of `keras.Model.fit`; their number too, where KerasHub does."""
