@@ -29,15 +29,17 @@ def test_snippets(tmp_path, monkeypatch):
     names = {"texts": ["the fox " * 2] * 4, "chunks": [[[1, 2, 3]], [[4] * 300], [[5]]], "vocab": 50}
     Path("books").mkdir()
     for index in range(5):
-        Path(f"books/{index}.txt").write_text("the quick brown fox jumps over the lazy dog " * (60 + index))
+        Path(f"books/{index}.txt").write_text("the quick brown fox jumps over the lazy dog " * (8 + index))
     exec(snippet("local"), names)
     stock = keras_hub.models.CausalLM.from_preset("small_gpt2")
     assert stock.preprocessor.tokenizer.detokenize(stock.preprocessor.tokenizer("the lazy dog")) == "the lazy dog"
-    recipe = snippet("recipe").replace("gpt2_base_en", folder).replace("epochs=10", "epochs=2")
-    exec(recipe.replace("512", "256").replace("256,", "128,", 1), names)
+    recipe = snippet("recipe").replace("gpt2_base_en", folder)
+    for large, small in (("epochs=10", "epochs=2"), ("256", "32"), ("512", "64"), ("tokens=20", "tokens=2")):
+        recipe = recipe.replace(large, small)
+    exec(recipe, names)
     assert len(names["lm"].history.history["val_perplexity"]) == 2 and Path("best.weights.h5").exists()
     assert names["chat"].state.tokens[0] > 20
-    exec(snippet("preset").replace("gpt2_base_en", folder).replace("5000", "800"), names)
+    exec(snippet("preset").replace("gpt2_base_en", folder).replace("5000", "300"), names)
     exec(snippet("stream"), names)
     assert names["logits"].shape[:2] == (1, 1)
     assert int(keras.ops.convert_to_numpy(names["state"].position)[0]) == 304
