@@ -192,7 +192,8 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, SavesRunState, keras.l
         segments = None
         if kept:
             valid = carried["valid"][:, self.options.memory_segments - self.core.segments :]
-            segments = Segments(*(ops.cast(weight, self.compute_dtype) for weight in kept), valid)
+            # Copies: torch overwrites weights in place, and recomputation reads these once more.
+            segments = Segments(*(ops.copy(ops.cast(weight, self.compute_dtype)) for weight in kept), valid)
         return Beginning(fam, carried["started"], segments), True
 
     def _wide(self, fam):
