@@ -92,7 +92,7 @@ FITS = {
     **{name: lambda folder, make=make: dict(callbacks=[make(folder)]) for name, make in CALLBACKS.items()},
 }
 # What has been wrong, or is easily so, goes in the default run.
-QUICK = {("stateful", "steps_per_execution"), ("stateful", "remat"), ("stateful", "validation data")}
+QUICK = {("stateful", "steps_per_execution"), ("stateful", "remat")}
 
 
 def every(ways):

@@ -6,6 +6,7 @@ import keras
 from keras_hub.src.utils.pipeline_model import _build_dataset, _contains_string_data, _declare_steps
 from keras_hub.src.utils.tensor_utils import convert_to_numpy
 
+from keras_fam.backend.devices import strategy_replicas
 from keras_fam.backend.values import keeps_values
 from keras_fam.checks import check_stateful_rows
 from keras_fam.models.cut_texts import warn_of_cut_texts
@@ -58,7 +59,7 @@ class TakesTextsAndIds:
         """
         self._look_at(x)
         for each in (x, keras.utils.unpack_x_y_sample_weight(validation_data)[0]):
-            check_stateful_rows(each, batch_size, self.backbone.stateful_batch_size)
+            self._check_rows(each, batch_size)
         if not brings_batches(x) and not brings_batches(validation_data):
             kwargs |= dict(validation_data=validation_data, validation_split=validation_split)
             return super().fit(x, y, batch_size, sample_weight, **kwargs)
@@ -74,7 +75,7 @@ class TakesTextsAndIds:
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """See `keras_hub.models.CausalLM.evaluate`; `x` as in `fit`."""
         self._look_at(x)
-        check_stateful_rows(x, batch_size, self.backbone.stateful_batch_size)
+        self._check_rows(x, batch_size)
         if not brings_batches(x) or kwargs.get("_use_cached_eval_dataset"):
             return super().evaluate(x, y, batch_size, sample_weight, **kwargs)
         batches = self._prepared_batches(x, self._prepared_lesson)
@@ -90,6 +91,11 @@ class TakesTextsAndIds:
     def _look_at(self, x):
         """Says once in a model's life that most of its texts is cut off."""
         self._warned_of_cut_texts = self._warned_of_cut_texts or warn_of_cut_texts(self.preprocessor, x)
+
+    def _check_rows(self, x, batch_size):
+        rows = self.backbone.stateful_batch_size
+        if rows is not None:
+            check_stateful_rows(x, batch_size, rows * strategy_replicas(self))
 
     def _give_batches(self, arguments, name, steps_name, data, batch_size):
         """Puts preprocessed batches among the arguments of `keras.Model.fit`; their number too, where KerasHub does."""
@@ -123,7 +129,7 @@ class TakesTextsAndIds:
     def _prepared_lesson(self, batch):
         """`_prepared`, for a batch that goes on from the one before if the model does."""
         batch = self._prepared(batch)
-        check_stateful_rows(batch[0], None, self.backbone.stateful_batch_size)
+        self._check_rows(batch[0], len(keras.tree.flatten(batch[0])[0]))
         return batch
 
 
