@@ -5,6 +5,7 @@
 `run.py` starts one such process for every measurement, so that peak memory is that of the measurement alone.
 """
 
+import dataclasses
 import json
 import os
 import resource
@@ -98,6 +99,19 @@ def memory(size, name, length, mode, repeats, remat=False):
     return {"mib": peak.mib, "seconds": seconds}
 
 
+def lora_step(size, loss, length, repeats, **options):
+    """MiB at most and by how much the steps grew to it, seconds of later steps, and the first step's loss."""
+    lm = models.with_lora(size, loss, **options)
+    inputs, targets = models.batch(dataclasses.replace(size, vocabulary_size=lm.backbone.vocabulary_size), length)
+    seconds, values = [], []
+    with PeakMemory() as peak:
+        for _ in range(1 + repeats):
+            start = time.perf_counter()
+            values.append(float(np.asarray(lm.train_on_batch(inputs, targets)).ravel()[0]))
+            seconds.append(time.perf_counter() - start)
+    return {"peak": peak.before + peak.mib, "step": peak.mib, "seconds": seconds[1:], "loss": values[0]}
+
+
 def stream(size, tokens, chunk, repeats):
     """A stream of `tokens` tokens in chunks: memory held after every chunk, and seconds a chunk at its end and anew."""
     lm = models.language_model(models.fam(size))
@@ -186,7 +200,7 @@ def peers(size, names, tokens, repeats):
     return {"seconds": in_turn(steps, repeats), "weights": weights}
 
 
-MEASUREMENTS = (speed, speed_by_length, memory, stream, decode, rings, generate, compile_time, peers)
+MEASUREMENTS = (speed, speed_by_length, memory, lora_step, stream, decode, rings, generate, compile_time, peers)
 
 if __name__ == "__main__":
     arguments = json.loads(sys.argv[2])

@@ -91,3 +91,25 @@ def batch(size, length, rows=1):
     """`(inputs, targets)` for `train_on_batch`; `inputs` alone for `predict_on_batch`."""
     ids = np.random.default_rng(0).integers(0, size.vocabulary_size, (rows, length + 1)).astype("int32")
     return {"token_ids": ids[:, :-1], "padding_mask": np.ones((rows, length), "int32")}, ids[:, 1:]
+
+
+def with_lora(size, loss, piece, preset=None, dtype="float32"):
+    """A model that trains by LoRA on token ids: `loss` "chunked" or "plain", or "stock", KerasHub's own model."""
+    memory = dict(block_size=size.block_size, memory_segments=size.memory_segments, fam_length=size.fam_length)
+    keras.config.set_dtype_policy(dtype)
+    keras.utils.set_random_seed(0)
+    if preset:
+        kind = keras_hub.models.CausalLM if loss == "stock" else keras_fam.FAMCausalLM
+        lm = kind.from_preset(preset, dtype=dtype, **({} if loss == "stock" else memory))
+    elif loss == "stock":
+        lm = keras_hub.models.GemmaCausalLM(stock(size), preprocessor=None)
+    else:
+        lm = keras_fam.FAMCausalLM(fam(size))
+    lm.preprocessor = None
+    (lm.backbone if loss == "stock" else lm).enable_lora(rank=8)
+    plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    lm.compile(
+        optimizer=keras.optimizers.Adam(1e-4),
+        loss=keras_fam.ChunkedCrossentropy(piece) if loss == "chunked" else plain,
+    )
+    return lm

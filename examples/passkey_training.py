@@ -1,6 +1,7 @@
 """How `passkey.py` builds its models and trains them: one lesson after the other, each on texts of `PassKeyTask`."""
 
 import json
+from typing import Any, NamedTuple
 
 import keras
 import keras_hub
@@ -11,10 +12,34 @@ import keras_fam
 # (memory segments, gradient stopped through them) of each model.
 MODELS = dict.fromkeys(("fam", "fam_sum", "bswa0"), (0, False))
 MODELS |= {"bswa1": (1, False), "bswa2": (2, False), "bswa4": (4, False), "bswa1_sg": (1, True)}
-BLOCKS = (2, 4, 8)  # of one growing lesson after the other
-RESTART, RESTATE = 0.3, 0.7  # shares of rows in the growing lessons of `--training rewritten`
-LEARNED = 0.9  # share of digits at which a growing lesson ends
 EPOCH, WARMUP = 20, 60  # steps
+
+
+class Lesson(NamedTuple):
+    """Texts to learn from, until a share of the digits is right."""
+
+    blocks: int
+    restart: Any  # share of rows that begin a new text at a step, or one for each of several rows
+    restate: Any = 0.0  # share of the other rows that state a new key
+    questions: Any = 1.0  # a block
+    noise: float = 0.0  # share of the digits read in answers that are random
+    learned: float = 0.9
+
+    def __str__(self):
+        kind = ", random answers" if self.noise else ""
+        return f"{self.blocks} blocks{', restated' if np.any(self.restate) else ''}{kind}"
+
+
+# What comes before the last lesson. Without restated keys: longer and longer texts that repeat their key in each answer.
+GROWING = (Lesson(2, 1.0), Lesson(4, 1.0), Lesson(8, 1.0))
+# With them: to copy a key at all; to let an old key go; to tell statements from digits that are merely read; length.
+REWRITTEN = (
+    Lesson(2, 1.0),
+    Lesson(2, 0.3, 0.7),
+    Lesson(2, 0.3, 0.7, noise=1.0),
+    Lesson(4, 0.3, 0.7, noise=1.0, learned=0.92),
+    Lesson(8, 0.2, 0.5, questions=0.5, noise=1.0, learned=0.92),
+)
 
 
 def build_model(name, options, span=None):

@@ -11,6 +11,7 @@ import tokenizers
 from helpers.models import fam_backbone, numpy
 from helpers.presets import gpt2_tokenizer
 from helpers.refusals import refused
+from helpers.samplers import Script
 
 import keras_fam
 from keras_fam.models.chat import FORMATS, format_of
@@ -29,17 +30,6 @@ def language_model(tokenizer, sampler="greedy"):
     lm = keras_fam.FAMCausalLM(fam_backbone("gpt2", stock=stock), preprocessor)
     lm.compile(sampler=sampler)
     return lm
-
-
-class Script(keras_hub.samplers.GreedySampler):
-    """Draws given tokens."""
-
-    def __init__(self, tokens):
-        super().__init__()
-        self.script = iter(tokens)
-
-    def get_next_token(self, probabilities):
-        return keras.ops.convert_to_tensor([next(self.script)], "int32")
 
 
 def same_memory(made, expected):
@@ -114,14 +104,26 @@ def test_an_answer_may_be_left_before_its_end():
     assert chat.state.tokens == [len("<User: Hi\nAssistant:") + 2 + 1]  # Two tokens, and the end of the line.
 
 
-def test_a_long_conversation_does_not_grow():
-    """Hundreds of times as long as the window: the state's size is the same, and so is a turn's time."""
+def test_a_long_conversation_does_not_grow(monkeypatch):
+    """Hundreds of times the window: the state's size and a turn's time stay the same, and a turn reads what is new."""
     lm = language_model(byte_tokenizer())
     chat, sizes, times = keras_fam.Chat(lm), set(), []
+    read, stream_pieces = [], lm.backbone.stream_pieces
+
+    def watched(inputs, state, *arguments, **options):
+        ids = inputs["token_ids"] if isinstance(inputs, dict) else inputs
+        read.append(int(np.shape(ids)[1]))
+        return stream_pieces(inputs, state, *arguments, **options)
+
+    monkeypatch.setattr(lm.backbone, "stream_pieces", watched)
     for turn in range(40):
+        read.clear()
+        text = f"this is what I say in turn {turn:02d}"
         start = time.process_time()
-        chat.say(f"this is what I say in turn {turn:02d}", max_new_tokens=12)
+        chat.say(text, max_new_tokens=12)
         times.append(time.process_time() - start)
+        own = len(lm.preprocessor.tokenizer(f"User: {text}\nAssistant:")) + (turn == 0)  # The start token.
+        assert own < sum(read) <= own + 12 + 1  # An answer, and the end of its line.
         sizes.add(sum(x.nbytes for x in keras.tree.flatten(numpy(chat.state))))
     assert chat.state.tokens[0] > 200 * lm.backbone.block_size and len(sizes) == 1
     assert np.median(times[-10:]) < 2 * np.median(times[5:15])

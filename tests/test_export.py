@@ -22,7 +22,7 @@ def models():
     return {"lm": lm, "backbone": lm.backbone, "stock": stock}
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="torch's own format")
+@pytest.mark.skipif(BACKEND != "torch", reason="Keras exports to torch's format on torch alone")
 class TestTorch:
     def exported(self, model, path, **options):
         import torch
@@ -78,7 +78,7 @@ class TestSavedModel:
             expected = numpy(model.predict_on_batch(inputs(ids)))
             np.testing.assert_allclose(call(ids), expected, rtol=1e-5, atol=1e-5)
 
-    @pytest.mark.skipif(BACKEND != "tensorflow", reason="a length that is not known: see below for jax")
+    @pytest.mark.skipif(BACKEND != "tensorflow", reason="jax refuses a length that is not known: the next test")
     def test_any_length(self, tmp_path):
         model = models()["lm"]
         call = self.exported(model, tmp_path)
@@ -86,7 +86,7 @@ class TestSavedModel:
             expected = numpy(model.predict_on_batch(inputs(ids)))
             np.testing.assert_allclose(call(ids), expected, rtol=1e-5, atol=1e-5)
 
-    @pytest.mark.skipif(BACKEND != "jax", reason="tensorflow takes any length")
+    @pytest.mark.skipif(BACKEND != "jax", reason="tensorflow takes any length: the test before")
     def test_a_length_that_is_not_known_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="known length.*input_signature"):
             self.exported(models()["lm"], tmp_path)

@@ -8,6 +8,7 @@ import tokenizers
 from helpers.models import fam_backbone, forward, numpy, token_ids
 from helpers.presets import TEXT, gemma_tokenizer, gpt2_tokenizer
 from helpers.refusals import refused
+from helpers.samplers import Script
 
 import keras_fam
 
@@ -258,17 +259,6 @@ def test_a_stop_token_is_read_and_not_yielded(lm):
     pieces = lm.generate_stream([[1, 2, 3]], stop_token_ids=[stop])
     first = tokens.index(stop)
     assert list(pieces) == tokens[:first] and pieces.state.tokens == [3 + first + 1]
-
-
-class Script(keras_hub.samplers.GreedySampler):
-    """Draws given tokens."""
-
-    def __init__(self, tokens):
-        super().__init__()
-        self.script = iter(tokens)
-
-    def get_next_token(self, probabilities):
-        return keras.ops.convert_to_tensor([next(self.script)], "int32")
 
 
 @pytest.mark.parametrize("words", ["héllo 你好 👩‍👧!", "", "abc"])

@@ -130,6 +130,7 @@ def test_refused(lm, text_lm, tmp_path, monkeypatch):
     for name in ("page", "batch_size"):
         for value in (0, 2.0, "4"):
             refused(lambda name=name, value=value: lm.perplexity([1, 2], **{name: value}), name, value)
-    refused(lambda: lm.perplexity([1, 2], verbose="yes"), "verbose", "yes")
+    for value in ("yes", 2):
+        refused(lambda value=value: lm.perplexity([1, 2], verbose=value), "verbose", value)
     with pytest.raises(ValueError, match="bin_size"):
         keras_fam.plot_loss_by_position(lm, [[1, 2, 3], [1, 2]], bin_size=3)

@@ -199,6 +199,12 @@ def _is_left_out(array):
     return isinstance(array, tuple) and not array
 
 
+def bytes_of(structure) -> int:
+    """The bytes of all arrays in a structure, by their shapes and dtypes."""
+    dtypes = ((x.shape, keras.backend.standardize_dtype(x.dtype)) for x in keras.tree.flatten(structure))
+    return sum(math.prod(shape) * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize) for shape, dtype in dtypes)
+
+
 def _in_words(state):
     """A state in one line: layers, streams, B, m, N, bytes, tokens read."""
     check_parts(state)
@@ -210,9 +216,7 @@ def _in_words(state):
         blocks = f"B={size:,}, m={slots // size - 1}"
     else:
         blocks = f"(m + 1) * B={slots:,}"
-    itemsize = {"bfloat16": 2, "bool": 1}
-    sizes = ((x.shape, keras.backend.standardize_dtype(x.dtype)) for x in arrays)
-    size = sum(math.prod(shape) * (itemsize.get(dtype) or np.dtype(dtype).itemsize) for shape, dtype in sizes)
+    size = bytes_of(arrays)
     read = "tokens read are not known while a function is traced"
     if known:
         tokens = sorted(set(state.tokens or ()))

@@ -1,8 +1,6 @@
 """What a call of a model is given: checked once, whatever it goes through."""
 
-import contextlib
-import threading
-
+from keras_fam.backend.inside import Inside
 from keras_fam.checks import (
     check_document_start,
     check_padding_mask,
@@ -11,18 +9,8 @@ from keras_fam.checks import (
 )
 from keras_fam.training.carried_state import carries_on
 
-_inside = threading.local()
-
-
-@contextlib.contextmanager
-def checked():
-    """Inside, inputs are taken as they are: they were checked on the way in."""
-    before = getattr(_inside, "checked", False)
-    _inside.checked = True
-    try:
-        yield
-    finally:
-        _inside.checked = before
+# Inside, inputs are taken as they are: they were checked on the way in.
+_checked = Inside()
 
 
 class ChecksInputs:
@@ -30,18 +18,18 @@ class ChecksInputs:
 
     def __call__(self, inputs, *args, **kwargs):
         inputs = self.check_inputs(inputs, kwargs.get("training"))
-        with checked():
+        with _checked.set(True):
             return super().__call__(inputs, *args, **kwargs)
 
     def call(self, inputs, training=None, mask=None, **kwargs):
         # On jax, training and prediction come here without `__call__`.
         inputs = self.check_inputs(inputs, training)
-        with checked():
+        with _checked.set(True):
             return super().call(inputs, training=training, mask=mask, **kwargs)
 
     def check_inputs(self, inputs, training=None):
         """The checked inputs of a call, and no others; see `Call arguments`."""
-        if getattr(_inside, "checked", False):
+        if _checked.value:
             return inputs
         if not isinstance(inputs, dict) or not {"token_ids", "padding_mask"} <= set(inputs):
             return inputs

@@ -110,7 +110,7 @@ class Scores:
         """
         check_integer("page", page, 1)
         check_integer("batch_size", batch_size, 1)
-        verbose = check_integer("verbose", verbose, 0, 2)
+        verbose = check_integer("verbose", verbose, 0, 1)
         documents = open_texts(self, texts)
         progress = keras.utils.Progbar(None, verbose=verbose, unit_name="token")
         pages, tokens = [], 0

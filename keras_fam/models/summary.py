@@ -3,10 +3,10 @@
 import math
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 
 from keras_fam.checks import check_integer
+from keras_fam.memory.state import bytes_of
 from keras_fam.models.backbone import FAMBackbone
 
 
@@ -101,7 +101,7 @@ def summary(lm: Any, length: int = 8192) -> Summary:
                 visible=_visible(core),
                 reach=_reach([each.core for each in backbone.transformer_layers[: index + 1]]),
                 fam_length=backbone.fam_length,
-                stream_bytes=_bytes(layer_state),
+                stream_bytes=bytes_of(layer_state),
                 multiplications=float(counts[0]),
                 against_bswa=float(counts[0] / counts[1]),
                 against_stock=float(counts[0] / counts[2]),
@@ -115,7 +115,7 @@ def summary(lm: Any, length: int = 8192) -> Summary:
         visible=max(layer.visible for layer in layers),
         reach=layers[-1].reach,
         fam_length=backbone.fam_length,
-        stream_bytes=_bytes(state),
+        stream_bytes=bytes_of(state),
         multiplications=float(counts[0]),
         against_bswa=float(counts[0] / counts[1]),
         against_stock=float(counts[0] / counts[2]),
@@ -146,13 +146,6 @@ def _reach(cores):
         window = core.parts.sliding_window
         place = first if window is None else max(first, place - window + 1)
     return last - place + 1
-
-
-def _bytes(structure):
-    sizes = {"bool": 1, "bfloat16": 2}
-    return sum(
-        math.prod(x.shape) * (sizes.get(x.dtype) or np.dtype(x.dtype).itemsize) for x in keras.tree.flatten(structure)
-    )
 
 
 def _multiplications(core, options, length):

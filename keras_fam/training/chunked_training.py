@@ -1,7 +1,6 @@
 """Training a language model on a `ChunkedCrossentropy`: its steps take hidden states and not logits."""
 
 import contextlib
-import threading
 import warnings
 
 import keras
@@ -10,21 +9,12 @@ from keras import ops
 from keras.src.utils.tracking import no_automatic_dependency_tracking
 
 from keras_fam.backend.devices import data_replicas, sum_over_replicas
+from keras_fam.backend.inside import Inside
 from keras_fam.training.chunked_loss import ChunkedCrossentropy, chunked_crossentropy
 from keras_fam.training.token_metrics import TokenMetrics
 
-_inside = threading.local()
-
-
-@contextlib.contextmanager
-def _hidden_states_of(model):
-    """Inside, on this thread, a call of `model` ends with hidden states."""
-    before = getattr(_inside, "model", None)
-    _inside.model = model
-    try:
-        yield
-    finally:
-        _inside.model = before
+# Inside, a call of the model that is set ends with hidden states.
+_ends_with_hidden_states = Inside()
 
 
 class TrainsInPieces:
@@ -100,10 +90,10 @@ class TrainsInPieces:
             return super().test_step(*args)
 
     def _step(self):
-        return contextlib.nullcontext() if self._token_metrics is None else _hidden_states_of(self)
+        return contextlib.nullcontext() if self._token_metrics is None else _ends_with_hidden_states.set(self)
 
     def call(self, inputs, training=None, mask=None, **kwargs):
-        if getattr(_inside, "model", None) is not self:
+        if _ends_with_hidden_states.value is not self:
             return super().call(inputs, training=training, mask=mask, **kwargs)
         return self.backbone(self.check_inputs(inputs, training), training=training)
 
@@ -112,7 +102,7 @@ class TrainsInPieces:
         if self._token_metrics is None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         targets, weights = _targets_and_weights(x, y, y_pred, sample_weight)
-        logits_of = self.backbone.logits if getattr(_inside, "model", None) is self else lambda logits: logits
+        logits_of = self.backbone.logits if _ends_with_hidden_states.value is self else lambda logits: logits
         groups = data_replicas(y_pred.shape[0])
         sums = chunked_crossentropy(y_pred, targets, weights, logits_of, self.loss.piece, groups)
         # On several devices of tensorflow's each has its share of the sum.
