@@ -1,32 +1,20 @@
 """Stateful training: which rows of a batch go on with the text of the batch before, and from where."""
 
-import contextlib
-import threading
-
 import keras
 from keras import ops
 
+from keras_fam.backend.inside import Inside
 from keras_fam.checks import check_integer
 from keras_fam.training.run_state import SavesRunState
 from keras_fam.types import Tensor
 
-_inside = threading.local()
-
-
-@contextlib.contextmanager
-def evaluation_carries():
-    """Inside, on this thread, rows go on from the batch before outside training too."""
-    before = getattr(_inside, "carries", False)
-    _inside.carries = True
-    try:
-        yield
-    finally:
-        _inside.carries = before
+# Inside, rows go on from the batch before outside training too.
+evaluation_carries = Inside()
 
 
 def carries_on(training: bool | None) -> bool:
     """Whether a call goes on from the state that the last one left, and leaves its own."""
-    return bool(training) or getattr(_inside, "carries", False)
+    return bool(training) or bool(evaluation_carries.value)
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
