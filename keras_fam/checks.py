@@ -326,6 +326,18 @@ def check_document_start(document_start, token_ids):
     return document_start
 
 
+def check_stateful_rows(x, batch_size, expected):
+    """Rows of a batch that goes on: tensorflow's graphs know them too late for a clear word."""
+    if not isinstance(x, dict) or "document_start" not in x:
+        return
+    rows = len(x["document_start"])
+    if rows % expected or min(rows, batch_size or 32) != expected:
+        raise ValueError(
+            f"`batch_size` must be stateful_batch_size={expected} where `x` has 'document_start', and the "
+            f"rows of `x` a multiple of it. Received: batch_size={batch_size}, x of {rows} rows."
+        )
+
+
 def check_stateful_batch(token_ids, batch_size, block_size):
     """A training batch of a stateful model: as many rows as it has, and whole blocks, where the state is carried on."""
     rows, length = token_ids.shape

@@ -243,6 +243,8 @@ def test_batches_in_order(paths):
         ("end_token_id", "2", "2"),
         ("chunk_size", 0, 0),
         ("chunk_size", None, None),
+        ("verbose", True, True),
+        ("verbose", 3, 3),
     ],
     ids=str,
 )

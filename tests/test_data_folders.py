@@ -243,6 +243,20 @@ def test_fit_knows_the_number_of_batches(tmp_path, capsys):
     assert f"{len(stream)}/{len(stream)}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("verbose", [0, 1, 2])
+def test_counting_shows_its_progress(tmp_path, capsys, verbose):
+    paths = write(tmp_path, ["abcdefgh" * n for n in (1, 3, 5)])
+    stream = DocumentStream(paths, letters, 2, 5, verbose=verbose)
+    for _ in stream:
+        pass
+    assert not capsys.readouterr().out
+    assert len(stream) == len(list(stream))
+    shown = capsys.readouterr().out
+    assert ("3/3" in shown and "tokens: 72" in shown) if verbose else not shown
+    assert ("0/3" in shown) == (verbose == 1)
+    assert len(stream) and not capsys.readouterr().out
+
+
 def test_fit_with_validation_data(tmp_path):
     paths = write(tmp_path, ["abcdefgh" * n for n in (1, 3, 5, 2, 4)])
     training, validation = DocumentStream.both(paths, letters, 2, 5, 0.4, seed=0)

@@ -1,9 +1,7 @@
 """The README's snippets and the docstrings' examples run as they stand."""
 
 import inspect
-import pathlib
 import re
-import sys
 from pathlib import Path
 
 import keras
@@ -28,9 +26,20 @@ def test_snippets(tmp_path, monkeypatch):
     """One after the other, as a reader would; a small GPT-2 with a real tokenizer stands in for the download."""
     monkeypatch.chdir(tmp_path)
     folder = str(gpt2_preset(tmp_path / "gpt2", max_sequence_length=1024))
-    names = {"long_texts": ["the quick brown fox " * 40] * 4, "chunks": [[[1, 2, 3]], [[4] * 300], [[5]]], "vocab": 50}
-    names |= {"sys": sys, "pathlib": pathlib}
-    exec(snippet("preset").replace("gpt2_base_en", folder).replace("5000", "800"), names)
+    names = {"texts": ["the fox " * 2] * 4, "chunks": [[[1, 2, 3]], [[4] * 300], [[5]]], "vocab": 50}
+    Path("books").mkdir()
+    for index in range(5):
+        Path(f"books/{index}.txt").write_text("the quick brown fox jumps over the lazy dog " * (8 + index))
+    exec(snippet("local"), names)
+    stock = keras_hub.models.CausalLM.from_preset("small_gpt2")
+    assert stock.preprocessor.tokenizer.detokenize(stock.preprocessor.tokenizer("the lazy dog")) == "the lazy dog"
+    recipe = snippet("recipe").replace("gpt2_base_en", folder)
+    for large, small in (("epochs=10", "epochs=2"), ("256", "32"), ("512", "64"), ("tokens=20", "tokens=2")):
+        recipe = recipe.replace(large, small)
+    exec(recipe, names)
+    assert len(names["lm"].history.history["val_perplexity"]) == 2 and Path("best.weights.h5").exists()
+    assert names["chat"].state.tokens[0] > 20
+    exec(snippet("preset").replace("gpt2_base_en", folder).replace("5000", "300"), names)
     exec(snippet("stream"), names)
     assert names["logits"].shape[:2] == (1, 1)
     assert int(keras.ops.convert_to_numpy(names["state"].position)[0]) == 304
@@ -39,10 +48,8 @@ def test_snippets(tmp_path, monkeypatch):
     Path("book.txt").write_text("the quick brown fox jumps over the lazy dog " * 40)
     exec(snippet("perplexity"), names)
     assert len(names["result"].pages) == 2 and len(names["result"].pages[0]) > 1
-    for index in range(2):
-        Path(f"{index}.txt").write_text("the quick brown fox jumps over the lazy dog " * 200)
-    names.update(paths=["0.txt", "1.txt"], held_out=np.ones((2, 600), "int32"))
-    exec(snippet("documents").replace("gpt2_base_en", folder), names)
+    names["held_out"] = np.ones((2, 600), "int32")
+    exec(snippet("plots"), names)
     assert Path("loss.png").exists() and Path("attention.png").exists()
     exec(snippet("layers"), names)
     assert names["model"].predict_on_batch(np.ones((2, 300), "int32")).shape == (2, 300, 50)

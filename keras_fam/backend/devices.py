@@ -31,6 +31,11 @@ def data_replicas(rows: int | None) -> int:
     return distribution.num_model_replicas if rows % distribution.num_model_replicas == 0 else 1
 
 
+def strategy_replicas(model: keras.Model) -> int:
+    """Over how many devices a `tf.distribute` strategy spreads each batch of `fit`; 1 without one."""
+    return model.distribute_strategy.num_replicas_in_sync if keras.config.backend() == "tensorflow" else 1
+
+
 def sum_over_replicas(x: Tensor) -> Tensor:
     """The sum of a scalar over the replicas of a `tf.distribute` strategy; `x` itself without one. No gradient."""
     if keras.config.backend() != "tensorflow":

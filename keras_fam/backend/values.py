@@ -4,6 +4,7 @@ import contextlib
 import functools
 
 import keras
+from keras import ops
 
 
 def keeps_values(method):
@@ -42,3 +43,28 @@ def _values_outlive_errors(model):
             if variable._value is None and not value.is_deleted():
                 variable.assign(value)
         raise
+
+
+class KeepsValues:
+    """The methods of a `keras.Model` that take data, each of which keeps the model's values."""
+
+    fit, evaluate, predict = map(keeps_values, (keras.Model.fit, keras.Model.evaluate, keras.Model.predict))
+
+
+@contextlib.contextmanager
+def put_back(variables: list[keras.Variable]):
+    """Inside, `variables` may change. At the end they have the values from before, on every device its own."""
+    kept = [(place, ops.copy(value)) for variable in variables for place, value in _places(variable)]
+    try:
+        yield
+    finally:
+        for place, value in kept:
+            place.assign(value)
+
+
+def _places(variable):
+    """`(place, value)` of a variable: itself, or under a `tf.distribute` strategy a variable for each device."""
+    value = variable.value
+    if keras.config.backend() == "tensorflow" and hasattr(value, "values"):
+        return [(place, place) for place in value.values]
+    return [(variable, value)]

@@ -34,9 +34,9 @@ class DocumentStream(keras.utils.PyDataset):
 
     `fit(stream, shuffle=False)` reads every document once an epoch. Without `shuffle=False` Keras would take the
     batches in random order: the stream refuses. Keras has to know the number of batches, for its progress bar too, so
-    at its first use, and before the first step of training, all documents are tokenized once only to count them: a
-    file that is broken further on is found then. `as_tf_data` and `as_torch_loader` give the same batches without;
-    there the progress bar knows the number from the second epoch on.
+    at its first use, and before the first step of training, all documents are tokenized once only to count them, with
+    a progress bar: a file that is broken further on is found then. `as_tf_data` and `as_torch_loader` give the same
+    batches without; there the progress bar of `fit` knows the number from the second epoch on.
 
     Args:
         paths: the documents, text files in UTF-8: a folder, for all files `*.txt` in and below it, sorted by path; a
@@ -56,6 +56,7 @@ class DocumentStream(keras.utils.PyDataset):
             by `seed`, or the last ones if it is None. Documents stay whole.
         subset: `"training"` or `"validation"`, which documents this stream reads, if `validation_split` is given; None
             if it is not. `DocumentStream.both` makes the two streams.
+        verbose: 1 for a progress bar while documents are counted, 2 for its last line alone, 0 for none.
 
     Raises:
         FileNotFoundError: a file of a list that is not there.
@@ -88,6 +89,7 @@ class DocumentStream(keras.utils.PyDataset):
         shuffle: bool | None = None,
         validation_split: float | None = None,
         subset: str | None = None,
+        verbose: int = 1,
     ):
         super().__init__()
         self.tokenize = check_tokenizer(tokenizer)
@@ -100,6 +102,7 @@ class DocumentStream(keras.utils.PyDataset):
         self.chunk_size = check_integer("chunk_size", chunk_size, 1, MAX_INT)
         self.shuffle = seed is not None if shuffle is None else check_flag("shuffle", shuffle)
         self._order_seed = random.getrandbits(32) if self.shuffle and seed is None else self.seed
+        self.verbose = check_integer("verbose", verbose, 0, 2)
         _check_split(validation_split, subset)
         self.paths = find_files(paths)
         if subset is not None:
@@ -132,8 +135,8 @@ class DocumentStream(keras.utils.PyDataset):
             sequence_length: int.
             validation_split: float in (0, 1).
             seed: int, or None.
-            options: `start_token_id`, `end_token_id`, `chunk_size` and `shuffle`. The last is for training alone:
-                validation keeps the order given.
+            options: `start_token_id`, `end_token_id`, `chunk_size`, `verbose` and `shuffle`. The last is for training
+                alone: validation keeps the order given.
 
         Returns:
             `(training, validation)`.
@@ -152,7 +155,7 @@ class DocumentStream(keras.utils.PyDataset):
         len(training.paths), len(validation.paths)  # 2, 1
         ```
         """
-        check_keywords(options, ("start_token_id", "end_token_id", "chunk_size", "shuffle"))
+        check_keywords(options, ("start_token_id", "end_token_id", "chunk_size", "verbose", "shuffle"))
         shuffle = options.pop("shuffle", None)
 
         def stream(subset, shuffle):
@@ -227,14 +230,26 @@ class DocumentStream(keras.utils.PyDataset):
     def num_batches(self) -> int:
         """Batches per epoch, the same in every epoch. The first use tokenizes all documents to count them."""
         if self._num_batches is None:
-            self._num_batches = max(sum(map(self._count, row)) for row in self.rows)
+            self._num_batches = self._count()
         return self._num_batches
 
-    def _count(self, path):
-        length = sum(map(len, self._tokens(path)))
-        if not length:
-            raise _no_tokens(path)
-        return -(-length // self.sequence_length)
+    def _count(self):
+        progress = keras.utils.Progbar(
+            len(self.paths), verbose=self.verbose, unit_name="document", stateful_metrics=["tokens"]
+        )
+        batches, documents, tokens = [0] * len(self.rows), 0, 0
+        for row, paths in enumerate(self.rows):
+            for path in paths:
+                length = 0
+                for ids in self._tokens(path):
+                    length += len(ids)
+                    progress.update(documents, [("tokens", tokens + length)])
+                if not length:
+                    raise _no_tokens(path)
+                documents, tokens = documents + 1, tokens + length
+                batches[row] += -(-length // self.sequence_length)
+        progress.update(documents, [("tokens", tokens)], finalize=True)
+        return max(batches)
 
     def __len__(self) -> int:
         """See `num_batches`."""

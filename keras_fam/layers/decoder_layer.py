@@ -17,6 +17,7 @@ from keras_fam.memory.parts import DecoderParts
 from keras_fam.memory.sequence import attend_sequence, complete_tokens, lift_prompt
 from keras_fam.memory.state import Beginning, Segments
 from keras_fam.memory.streaming import slots
+from keras_fam.training.carried_state import carries_on
 from keras_fam.training.run_state import SavesRunState
 from keras_fam.types import Tensor
 
@@ -153,7 +154,7 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, SavesRunState, keras.l
             given["prompt"] = given["fam"] = ops.cast(fam, self.compute_dtype)
         if sink is not None:
             given["sink"] = ops.cast(sink, self.compute_dtype)
-        beginning, resumed = self._begin(given, carried) if training else (Beginning(given.get("fam")), False)
+        beginning, resumed = self._begin(given, carried, training)
         if beginning.fam is not None:
             given["fam"] = beginning.fam
         names = tuple(given)
@@ -174,15 +175,15 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, SavesRunState, keras.l
             self._keep(outputs[count:])
         return outputs[0] if count == 1 else tuple(outputs[:count])
 
-    def _begin(self, given, carried):
-        """Training: the `Beginning`, and whether the next step goes on from where this one ends."""
+    def _begin(self, given, carried, training):
+        """The `Beginning`, and whether the next step goes on from where this one ends."""
         fam, carried = given.get("fam"), carried or {}
         rows = ops.shape(given["inputs"])[0]
-        if self.last_fam is not None and "passed" in carried:
+        if training and self.last_fam is not None and "passed" in carried:
             passed = ops.cast(carried["passed"], "bool")
             start = ops.where(passed, ops.cast(self.last_fam, self.parts.fam_dtype)[None], self._wide(fam))
             return Beginning(start, ops.broadcast_to(passed, (rows,))), True
-        if not self.carried_state or "fresh" not in carried:
+        if not (self.carried_state and "fresh" in carried and carries_on(training)):
             return Beginning(fam), False
         kept = list(self.carried_state)
         if fam is not None:
@@ -191,7 +192,8 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, SavesRunState, keras.l
         segments = None
         if kept:
             valid = carried["valid"][:, self.options.memory_segments - self.core.segments :]
-            segments = Segments(*(ops.cast(weight, self.compute_dtype) for weight in kept), valid)
+            # Copies: torch overwrites weights in place, and recomputation reads these once more.
+            segments = Segments(*(ops.copy(ops.cast(weight, self.compute_dtype)) for weight in kept), valid)
         return Beginning(fam, carried["started"], segments), True
 
     def _wide(self, fam):

@@ -10,7 +10,7 @@ from keras_fam.backend.compiled import CompiledModel
 from keras_fam.backend.parameters import RegistersParameters
 from keras_fam.backend.quantized import keep_gradient
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
-from keras_fam.backend.values import keeps_values
+from keras_fam.backend.values import KeepsValues
 from keras_fam.checks import check_flag, check_keywords, check_path, check_probability
 from keras_fam.families import family_of
 from keras_fam.layers.decoder_layer import FAMDecoderLayer
@@ -23,6 +23,7 @@ from keras_fam.models.layouts import check_mesh, layout_map, sizes_of
 from keras_fam.models.lora import LoRAWeights
 from keras_fam.models.presets import SavesWhole, load_backbone, save_preset, stock_config
 from keras_fam.models.streams import Streams
+from keras_fam.training.carried_evaluation import CarriesInEvaluation
 from keras_fam.training.carried_state import CarriedState
 from keras_fam.training.state_passing import RandomStatePassing
 from keras_fam.types import Tensor
@@ -30,7 +31,15 @@ from keras_fam.types import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_fam")
 class FAMBackbone(
-    CompiledModel, ChecksInputs, SavesWhole, LoRAWeights, Streams, RegistersParameters, keras_hub.models.Backbone
+    CarriesInEvaluation,
+    KeepsValues,
+    CompiledModel,
+    ChecksInputs,
+    SavesWhole,
+    LoRAWeights,
+    Streams,
+    RegistersParameters,
+    keras_hub.models.Backbone,
 ):
     """A stock KerasHub backbone, attending in blocks and with Feedback Attention Memory in every layer.
 
@@ -56,9 +65,9 @@ class FAMBackbone(
             FAM: 0 is the paper, -6 nearly hides FAM; None adds none.
         sink_token_id: int or None. The start token, whose key and value stay visible to all tokens and FAM for ever:
             what pretrained models need of the start of a text.
-        stateful_batch_size: int or None, training only: batches have that many rows and a length that is a multiple of
-            `block_size`, and each row goes on from the memory, FAM and segments, that it had at the end of the step
-            before, unless it begins a document. Gradients end at a step's edge. See `keras_fam.data.DocumentStream`.
+        stateful_batch_size: int or None, training, and `evaluate` with `"document_start"`: batches have that many rows
+            and a length that is a multiple of `block_size`, and each row goes on from the memory, FAM and segments,
+            that it had at the end of the batch before, unless it begins a document. Gradients end at a step's edge.
         name: str, see `keras.Model`.
         trainable: bool, see `keras.Model`.
 
@@ -85,8 +94,6 @@ class FAMBackbone(
     hidden = backbone({"token_ids": ids, "padding_mask": np.ones_like(ids)})
     ```
     """
-
-    fit, evaluate, predict = map(keeps_values, (keras.Model.fit, keras.Model.evaluate, keras.Model.predict))
 
     def __init__(
         self,
@@ -177,13 +184,8 @@ class FAMBackbone(
             for layer in self.transformer_layers:
                 layer.keep_last_fam(fam_length, dim)
         if rows is not None:
-            self.carried_state = CarriedState(
-                rows,
-                options.block_size,
-                options.memory_segments,
-                table_length or options.block_size,
-                name="carried_state",
-            )
+            sizes = (rows, options.block_size, options.memory_segments, table_length or options.block_size)
+            self.carried_state = CarriedState(*sizes, name="carried_state")
             for layer in self.transformer_layers:
                 layer.carry_state(rows, fam_length, dim)
         if table_length is not None:

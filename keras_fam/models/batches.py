@@ -6,7 +6,10 @@ import keras
 from keras_hub.src.utils.pipeline_model import _build_dataset, _contains_string_data, _declare_steps
 from keras_hub.src.utils.tensor_utils import convert_to_numpy
 
+from keras_fam.backend.devices import strategy_replicas
 from keras_fam.backend.values import keeps_values
+from keras_fam.checks import check_stateful_rows
+from keras_fam.models.cut_texts import warn_of_cut_texts
 from keras_fam.models.prompts import are_ids
 
 # Keras reads these batch by batch. KerasHub would cut them into samples first.
@@ -26,6 +29,8 @@ def _from_module(x, names):
 
 class TakesTextsAndIds:
     """The methods of a KerasHub task that take data. Each argument, and each batch, is preprocessed if it is no ids."""
+
+    _warned_of_cut_texts = False
 
     def preprocess_samples(self, x, y=None, sample_weight=None):
         if are_ids(x):
@@ -52,6 +57,9 @@ class TakesTextsAndIds:
 
         `x` and `validation_data` are texts, dicts of token ids, or datasets and generators of either.
         """
+        self._look_at(x)
+        for each in (x, keras.utils.unpack_x_y_sample_weight(validation_data)[0]):
+            self._check_rows(each, batch_size)
         if not brings_batches(x) and not brings_batches(validation_data):
             kwargs |= dict(validation_data=validation_data, validation_split=validation_split)
             return super().fit(x, y, batch_size, sample_weight, **kwargs)
@@ -66,36 +74,46 @@ class TakesTextsAndIds:
     @keeps_values
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """See `keras_hub.models.CausalLM.evaluate`; `x` as in `fit`."""
+        self._look_at(x)
+        self._check_rows(x, batch_size)
         if not brings_batches(x) or kwargs.get("_use_cached_eval_dataset"):
             return super().evaluate(x, y, batch_size, sample_weight, **kwargs)
-        return keras.Model.evaluate(
-            self, self._prepared_batches(x), y, batch_size, sample_weight=sample_weight, **kwargs
-        )
+        batches = self._prepared_batches(x, self._prepared_lesson)
+        return keras.Model.evaluate(self, batches, y, batch_size, sample_weight=sample_weight, **kwargs)
 
     @keeps_values
     def predict(self, x=None, batch_size=None, **kwargs):
         """See `keras_hub.models.CausalLM.predict`; `x` as in `fit`."""
         if not brings_batches(x):
             return super().predict(x, batch_size, **kwargs)
-        return keras.Model.predict(self, self._prepared_batches(x), batch_size=batch_size, **kwargs)
+        return keras.Model.predict(self, self._prepared_batches(x, self._prepared), batch_size=batch_size, **kwargs)
+
+    def _look_at(self, x):
+        """Says once in a model's life that most of its texts is cut off."""
+        self._warned_of_cut_texts = self._warned_of_cut_texts or warn_of_cut_texts(self.preprocessor, x)
+
+    def _check_rows(self, x, batch_size):
+        rows = self.backbone.stateful_batch_size
+        if rows is not None:
+            check_stateful_rows(x, batch_size, rows * strategy_replicas(self))
 
     def _give_batches(self, arguments, name, steps_name, data, batch_size):
         """Puts preprocessed batches among the arguments of `keras.Model.fit`; their number too, where KerasHub does."""
         if brings_batches(data[0]):
-            arguments[name] = self._prepared_batches(data[0])
+            arguments[name] = self._prepared_batches(data[0], self._prepared_lesson)
             return
         dataset = _build_dataset(*data, batch_size, self.preprocess_samples)
         passes = arguments.get("epochs", 1)
         arguments[name], arguments[steps_name], _ = _declare_steps(dataset, arguments.get(steps_name), passes)
 
-    def _prepared_batches(self, x):
+    def _prepared_batches(self, x, prepare):
         """Every batch of `x` preprocessed, in the form that `x` has."""
         if isinstance(x, types.GeneratorType):
-            return (self._prepared(batch) for batch in x)
+            return (prepare(batch) for batch in x)
         if isinstance(x, keras.utils.PyDataset):
-            return _PreparedDataset(x, self._prepared)
+            return _PreparedDataset(x, prepare)
         if _from_module(x, _TORCH):
-            return _prepared_loader(x, self._prepared)
+            return _prepared_loader(x, prepare)
         if _contains_string_data(x.element_spec):
             raise ValueError(
                 "`x` must hold token ids if it is a distributed dataset: expected "
@@ -107,6 +125,12 @@ class TakesTextsAndIds:
         """`(x,)`, `(x, y)` or `(x, y, sample_weight)` in numpy arrays, which every backend takes from any dataset."""
         batch = self.preprocess_samples(*_unpacked(batch))
         return keras.tree.map_structure(convert_to_numpy, batch if isinstance(batch, tuple) else (batch,))
+
+    def _prepared_lesson(self, batch):
+        """`_prepared`, for a batch that goes on from the one before if the model does."""
+        batch = self._prepared(batch)
+        self._check_rows(batch[0], len(keras.tree.flatten(batch[0])[0]))
+        return batch
 
 
 def _unpacked(batch):

@@ -20,12 +20,14 @@ from keras_fam.models.inputs import ChecksInputs
 from keras_fam.models.presets import SavesWhole, load_task, save_preset
 from keras_fam.models.scoring import Scores
 from keras_fam.models.texts import are_texts, text_chunk
+from keras_fam.training.carried_evaluation import CarriesInEvaluation
 from keras_fam.training.chunked_training import TrainsInPieces
 from keras_fam.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
 class FAMCausalLM(
+    CarriesInEvaluation,
     CompiledModel,
     TrainsInPieces,
     ChecksInputs,

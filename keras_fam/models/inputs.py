@@ -7,6 +7,7 @@ from keras_fam.checks import (
     check_stateful_batch,
     check_token_ids,
 )
+from keras_fam.training.carried_state import carries_on
 
 # Inside, inputs are taken as they are: they were checked on the way in.
 _checked = Inside()
@@ -39,6 +40,6 @@ class ChecksInputs:
             # Ones of the kind that the token ids are, an array or a tensor: Keras refuses a mixture.
             start = inputs.get("document_start", ids[:, 0] * 0 + 1)
             given["document_start"] = check_document_start(start, ids)
-            if training:
+            if carries_on(training):
                 check_stateful_batch(ids, backbone.stateful_batch_size, backbone.block_size)
         return given

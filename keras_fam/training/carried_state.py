@@ -3,9 +3,18 @@
 import keras
 from keras import ops
 
+from keras_fam.backend.inside import Inside
 from keras_fam.checks import check_integer
 from keras_fam.training.run_state import SavesRunState
 from keras_fam.types import Tensor
+
+# Inside, rows go on from the batch before outside training too.
+evaluation_carries = Inside()
+
+
+def carries_on(training: bool | None) -> bool:
+    """Whether a call goes on from the state that the last one left, and leaves its own."""
+    return bool(training) or bool(evaluation_carries.value)
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
@@ -14,7 +23,7 @@ class CarriedState(SavesRunState, keras.layers.Layer):
 
     The paper calls training on texts that go on from step to step ideal, and names what it takes: batches whose row i
     goes on where row i of the batch before ended, and a reset where a text begins. Outside training every row begins
-    anew, and nothing is kept.
+    anew, and nothing is kept, but for `evaluate` on such batches: see `CarriesInEvaluation`.
 
     Args:
         batch_size: int, rows of every batch.
@@ -61,7 +70,7 @@ class CarriedState(SavesRunState, keras.layers.Layer):
     def call(self, padding_mask: Tensor, document_start: Tensor, training: bool | None = None) -> dict[str, Tensor]:
         rows, length = ops.shape(padding_mask)
         segments = (rows, self.memory_segments, self.block_size)
-        if not training:
+        if not carries_on(training):
             nothing = ops.zeros((rows,), "bool")
             position = ops.zeros((rows,), "int32")
             return dict(fresh=~nothing, started=nothing, valid=ops.zeros(segments, "bool"), position=position)
@@ -80,6 +89,11 @@ class CarriedState(SavesRunState, keras.layers.Layer):
             valid = ops.zeros(segments, "bool")
         # What was never started has left nothing: its memory is the prompt.
         return dict(fresh=ops.logical_not(started), started=started, valid=valid, position=position)
+
+    def restart(self) -> None:
+        """Forgets: the next batch begins anew in every row. What layers have kept is then not read."""
+        for variable in self.non_trainable_variables:
+            variable.assign(ops.zeros(variable.shape, variable.dtype))
 
     def compute_output_spec(self, padding_mask, document_start, training=None):
         rows = padding_mask.shape[0]

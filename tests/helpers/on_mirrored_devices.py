@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from helpers.training import LOSS, ROWS, fit, language_model, left_by_training
+from helpers.training import LOSS, ROWS, batches, fit, language_model, left_by_training
 
 
 def run(scope, rows):
@@ -16,7 +16,19 @@ def run(scope, rows):
     with scope:
         lm = language_model("gemma3", rows, lora=True)
         lm.compile(keras.optimizers.SGD(0.1), LOSS)
-    return {**fit(lm), **left_by_training(lm, slice(0, ROWS // 2))}
+    results = fit(lm)
+    states = [part for v in lm.non_trainable_variables if "carried" in v.path for part in parts(v)]
+    before = [state.numpy() for state in states]
+    x, y = batches()
+    loss = lm.evaluate(x, y, batch_size=ROWS, verbose=0, return_dict=True)["loss"]
+    for state, value in zip(states, before):  # Each device has its own back.
+        np.testing.assert_array_equal(state.numpy(), value)
+    return {**results, "evaluated": np.array(loss), **left_by_training(lm, slice(0, ROWS // 2))}
+
+
+def parts(variable):
+    """A variable's values on each device."""
+    return getattr(variable.value, "values", [variable.value])
 
 
 def main(folder):
