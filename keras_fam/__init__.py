@@ -1,6 +1,6 @@
 """TransformerFAM's working memory for Keras 3, on jax, tensorflow and torch."""
 
-from keras_fam import data
+from keras_fam import data, evaluation
 from keras_fam._version import __version__
 from keras_fam.families import register_family
 from keras_fam.files.states import load_state, save_state
@@ -29,6 +29,7 @@ __all__ = [
     "RandomStatePassingSchedule",
     "StreamState",
     "data",
+    "evaluation",
     "load_state",
     "plot_attention",
     "plot_loss_by_position",

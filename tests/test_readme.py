@@ -57,6 +57,7 @@ def examples():
     public += [positions.LearnedPlaces, state_passing.RandomStatePassing, carried_state.CarriedState]
     public += [decoder_layer.FAMDecoderLayer]
     public += [keras_fam.FAMCausalLM.generate, keras_fam.FAMCausalLM.generate_stream, keras_fam.FAMCausalLM.perplexity]
+    public += [getattr(keras_fam.evaluation, name) for name in keras_fam.evaluation.__all__]
     for item in public:
         owner = inspect.getdoc(item) or ""
         for code in re.findall(r"```python\n(.*?)```", owner, re.DOTALL):
