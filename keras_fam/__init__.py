@@ -12,6 +12,7 @@ from keras_fam.models.backbone import FAMBackbone
 from keras_fam.models.causal_lm import FAMCausalLM
 from keras_fam.models.chat import Chat
 from keras_fam.models.summary import summary
+from keras_fam.models.training_memory import training_memory
 from keras_fam.plots.attention import plot_attention
 from keras_fam.plots.loss import plot_loss_by_position
 from keras_fam.training.callbacks import RandomStatePassingSchedule
@@ -36,6 +37,7 @@ __all__ = [
     "register_family",
     "save_state",
     "summary",
+    "training_memory",
     "__version__",
 ]
 

@@ -101,7 +101,7 @@ def summary(lm: Any, length: int = 8192) -> Summary:
                 visible=_visible(core),
                 reach=_reach([each.core for each in backbone.transformer_layers[: index + 1]]),
                 fam_length=backbone.fam_length,
-                stream_bytes=_bytes(layer_state),
+                stream_bytes=bytes_of(layer_state),
                 multiplications=float(counts[0]),
                 against_bswa=float(counts[0] / counts[1]),
                 against_stock=float(counts[0] / counts[2]),
@@ -115,7 +115,7 @@ def summary(lm: Any, length: int = 8192) -> Summary:
         visible=max(layer.visible for layer in layers),
         reach=layers[-1].reach,
         fam_length=backbone.fam_length,
-        stream_bytes=_bytes(state),
+        stream_bytes=bytes_of(state),
         multiplications=float(counts[0]),
         against_bswa=float(counts[0] / counts[1]),
         against_stock=float(counts[0] / counts[2]),
@@ -148,8 +148,9 @@ def _reach(cores):
     return last - place + 1
 
 
-def _bytes(structure):
-    sizes = {"bool": 1, "bfloat16": 2}
+def bytes_of(structure: Any) -> int:
+    """The bytes of all variables or symbolic tensors in a structure."""
+    sizes = {"bool": 1, "bfloat16": 2, "uint4": 1, "int4": 1}
     return sum(
         math.prod(x.shape) * (sizes.get(x.dtype) or np.dtype(x.dtype).itemsize) for x in keras.tree.flatten(structure)
     )
