@@ -11,7 +11,9 @@ from keras_fam.models.summary import bytes_of
 from keras_fam.training.chunked_loss import ChunkedCrossentropy
 
 _GB = 1e9
-_HIDDEN_COPIES = 16  # Of [tokens, d] in a layer: its input, steps of the norms, outputs and inputs of projections, sums.
+_HIDDEN_COPIES = (
+    16  # Of [tokens, d] in a layer: its input, steps of the norms, outputs and inputs of projections, sums.
+)
 _LOGITS_COPIES = 3  # Logits, their softmax, its gradient.
 
 
@@ -50,16 +52,18 @@ class TrainingMemory(NamedTuple):
     def __repr__(self):
         lines = [f"{name:<24}{value / _GB:10.3f} GB" for name, value in zip(self._fields[:6], self[:6])]
         twice = "layers computed twice" if self.rematerialized else "layers computed once"
-        lines.append(f"{'a training step':<24}{self.total / _GB:10.3f} GB: {self.batch_size} x {self.length:,}, {twice}")
+        lines.append(
+            f"{'a training step':<24}{self.total / _GB:10.3f} GB: {self.batch_size} x {self.length:,}, {twice}"
+        )
         return "\n".join([*lines, f"{'state of a stream':<24}{self.stream / _GB:10.3f} GB"])
 
 
 def training_memory(lm: Any, batch_size: int = 1, length: int = 8192) -> TrainingMemory:
     """What a training step of a model takes, as it is: its dtype, LoRA if enabled, `keras.RematScope` if made in one.
 
-    Weights, gradients, optimizer and stream are counted. Activations and loss are estimated from shapes, for one device;
-    the backend's own temporaries come on top, and so do a program's. `tests/test_training_memory.py` holds them within
-    a factor of 2 of a measured peak. On torch a model can be counted that was never in memory: make it in
+    Weights, gradients, optimizer and stream are counted. Activations and loss are estimated from shapes, for one
+    device; what the backend and the program hold beside is not in it. On torch, `tests/test_training_memory.py` holds
+    their sum within a factor of 2 of a measured peak. There a model can be counted that was never in memory: make it in
     `keras.device("meta")`.
 
     Args:

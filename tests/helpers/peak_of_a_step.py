@@ -1,6 +1,6 @@
 """In a process of its own: by how many bytes a training step grows it, beside what `training_memory` says.
 
-    python tests/helpers/peak_of_a_step.py '{"remat": false, "rank": 8, "length": 2048}'
+python tests/helpers/peak_of_a_step.py '{"remat": false, "rank": 8, "length": 2048}'
 """
 
 import json
