@@ -5,6 +5,8 @@
 The models are made of their published sizes on torch's "meta" device, so that none is in memory.
 """
 
+import functools
+
 import keras
 import keras_hub
 
@@ -45,6 +47,7 @@ ROWS = [  # model, dtype, tokens of a step
 ]
 
 
+@functools.cache
 def language_model(name, dtype, rank):
     cls, shared, sizes, window = MODELS[name]
     with keras.device("meta"), keras.RematScope("full"):
