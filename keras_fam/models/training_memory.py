@@ -1,13 +1,12 @@
 """What a training step takes in memory: weights and optimizer counted, activations and loss estimated from shapes."""
 
-import math
 from typing import Any, NamedTuple
 
 import keras
 
 from keras_fam.checks import check_integer
 from keras_fam.models.backbone import FAMBackbone
-from keras_fam.models.summary import bytes_of
+from keras_fam.models.summary import bytes_of, kernel_size
 from keras_fam.training.chunked_loss import ChunkedCrossentropy
 
 _GB = 1e9
@@ -125,8 +124,7 @@ def _numbers_a_row(core, hidden_dim):
     window = 2 * (core.segments + 1) * parts.num_key_value_heads * parts.head_dim  # Keys and values, by block.
     heads = (parts.num_query_heads + parts.num_key_value_heads) * parts.head_dim
     attended = parts.num_query_heads * parts.head_dim
-    kernels = (getattr(layer, "kernel", None) for layer in parts.layers().values())
-    multiplications = sum(math.prod(kernel.shape) for kernel in kernels if kernel is not None)
+    multiplications = sum(map(kernel_size, parts.layers().values()))
     feedforward = (multiplications - 2 * hidden_dim * heads) / hidden_dim  # Its widths, together.
     attention = 2 * heads + heads + attended  # Query, key, value, attended; rotated query and key; its own gradient.
     return _HIDDEN_COPIES * hidden_dim + attention + window + round(feedforward * 4 / 3)
@@ -135,7 +133,7 @@ def _numbers_a_row(core, hidden_dim):
 def _merged(layer, width):
     """Keras adds LoRA's product to a kernel before it is used, so that the sum is there beside the kernel."""
     adapted = [each for each in layer._flatten_layers() if getattr(each, "lora_enabled", False)]
-    return sum(math.prod(each.kernel.shape) * width for each in adapted)
+    return sum(kernel_size(each) * width for each in adapted)
 
 
 def _loss(lm, positions):
