@@ -5,6 +5,11 @@ On a preset and a text of your own (a preset's name, handle or folder; a text fi
     python examples/finetune.py --preset gpt2_base_en --text book.txt --output finetuned
     python examples/finetune.py --preset gemma_2b_en --text book.txt --block-size 512 --sequence-length 8192
 
+On a folder of texts, whole documents with memory that is carried from step to step (docs/finetune_gemma.md); a run that
+was interrupted goes on with the same command:
+
+    python examples/finetune.py --preset gemma3 --texts FOLDER --output finetuned
+
 With no arguments it needs no network and some minutes of two CPU cores. The text is the Python Language Reference that
 every CPython carries. A small GPT-2 and a small Gemma are first trained on it as stock KerasHub models, in windows of
 as many tokens as a block and its memory segments hold, saved as presets, and go the same way as yours from there:
@@ -28,6 +33,7 @@ import time
 import keras
 import keras_hub
 import numpy as np
+from finetune_folder import finetune_folder
 from stock_models import build_stock_model, python_reference
 
 import keras_fam
@@ -250,8 +256,12 @@ def number(name, kind):
 
 def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", help="KerasHub preset: name, handle or folder; needs --text")
+    parser.add_argument("--preset", help="KerasHub preset: name, handle or folder; needs --text or --texts")
     parser.add_argument("--text", help="text file in UTF-8 to fine-tune on; its last tenth is held out")
+    parser.add_argument("--texts", help="folder of text files in UTF-8 to fine-tune on; a tenth of them is held out")
+    parser.add_argument("--dtype", help="with --texts: dtype of the preset, such as bfloat16")
+    parser.add_argument("--steps", type=number("steps", int), help="with --texts: steps in place of --epochs")
+    parser.add_argument("--checkpoint-steps", type=number("checkpoint_steps", int), default=100, help="with --texts")
     parser.add_argument("--family", choices=("gpt2", "gemma"), help="without --preset: only this family")
     parser.add_argument("--output", help="folder for presets and LoRA weights (default: a new temporary folder)")
     parser.add_argument("--seed", type=number("seed", int), default=0)
@@ -266,9 +276,11 @@ def make_parser():
 def main():
     parser = make_parser()
     args = parser.parse_args()
-    if (args.preset is None) != (args.text is None):
-        given = "--text" if args.preset is None else "--preset"
-        parser.error(f"arguments --preset and --text: expected both or neither, received: only {given}")
+    if args.text and args.texts:
+        parser.error("arguments --text and --texts: expected one of them, received: both")
+    if (args.preset is None) != (args.text is None and args.texts is None):
+        given = "--preset" if args.preset else "--text" if args.text else "--texts"
+        parser.error(f"arguments --preset and --text or --texts: expected both or neither, received: only {given}")
     if args.family and args.preset:
         parser.error(f"argument --family: expected only without --preset, received: {args.family!r}")
     if args.output and os.path.exists(args.output) and not os.path.isdir(args.output):
@@ -286,7 +298,9 @@ def main():
             f"argument --fam-length: expected no more than --block-size {args.block_size}, received: {args.fam_length}"
         )
     report(f"backend {keras.backend.backend()}")
-    if args.preset:
+    if args.texts:
+        finetune_folder(parser, args, report)
+    elif args.preset:
         finetune_user_preset(parser, args)
     else:
         demonstrate(parser, args)

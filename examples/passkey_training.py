@@ -35,11 +35,13 @@ GROWING = (Lesson(2, 1.0), Lesson(4, 1.0), Lesson(8, 1.0))
 # With them: to copy a key at all; to let an old key go; to tell statements from digits that are merely read; length.
 REWRITTEN = (
     Lesson(2, 1.0),
-    Lesson(2, 0.3, 0.7),
-    Lesson(2, 0.3, 0.7, noise=1.0),
-    Lesson(4, 0.3, 0.7, noise=1.0, learned=0.92),
-    Lesson(8, 0.2, 0.5, questions=0.5, noise=1.0, learned=0.92),
+    Lesson(2, 0.3, 0.7, learned=0.92),
+    Lesson(2, 0.3, 0.7, noise=1.0, learned=0.93),
+    Lesson(4, 0.3, 0.7, noise=1.0, learned=0.95),
+    Lesson(8, 0.2, 0.6, questions=0.5, noise=1.0, learned=0.95),
+    Lesson(8, 0.1, 0.5, questions=0.3, noise=1.0, learned=0.95),
 )
+LAST_RATE = 2 / 3  # of the learning rate, at which the last lesson begins
 
 
 def build_model(name, options, span=None):
@@ -120,7 +122,7 @@ def lesson_rate(options, began, last):
     end = options.steps // EPOCH
 
     def rate(epoch, _=None):
-        falling = 0.5 * (1 + np.cos(np.pi * (epoch - began) / max(end - began, 1))) if last else 1.0
+        falling = LAST_RATE * 0.5 * (1 + np.cos(np.pi * (epoch - began) / max(end - began, 1))) if last else 1.0
         return float(options.learning_rate * min(1.0, (epoch + 1) * EPOCH / WARMUP) * falling)
 
     return keras.callbacks.LearningRateScheduler(rate)

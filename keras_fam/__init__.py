@@ -1,6 +1,6 @@
 """TransformerFAM's working memory for Keras 3, on jax, tensorflow and torch."""
 
-from keras_fam import data
+from keras_fam import data, evaluation
 from keras_fam._version import __version__
 from keras_fam.families import register_family
 from keras_fam.files.states import load_state, save_state
@@ -12,6 +12,7 @@ from keras_fam.models.backbone import FAMBackbone
 from keras_fam.models.causal_lm import FAMCausalLM
 from keras_fam.models.chat import Chat
 from keras_fam.models.summary import summary
+from keras_fam.models.training_memory import training_memory
 from keras_fam.plots.attention import plot_attention
 from keras_fam.plots.loss import plot_loss_by_position
 from keras_fam.training.callbacks import RandomStatePassingSchedule
@@ -29,12 +30,14 @@ __all__ = [
     "RandomStatePassingSchedule",
     "StreamState",
     "data",
+    "evaluation",
     "load_state",
     "plot_attention",
     "plot_loss_by_position",
     "register_family",
     "save_state",
     "summary",
+    "training_memory",
     "__version__",
 ]
 

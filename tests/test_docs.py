@@ -61,7 +61,7 @@ def place(tmp_path, monkeypatch):
 
 
 def shortened(code, preset):
-    for name in ("gpt2_base_en", "gemma_2b_en", "PRESET_FOLDER"):
+    for name in ("gpt2_base_en", "gemma_2b_en", "PRESET_FOLDER", "presets/smollm2_135m"):
         code = code.replace(f'"{name}"', repr(preset))
     for long, short in SHORTER:
         code = re.sub(long, short, code)
@@ -123,9 +123,8 @@ def test_quotes():
 
 
 def public_names():
-    return [f"keras_fam.{name}" for name in keras_fam.__all__] + [
-        f"keras_fam.data.{name}" for name in keras_fam.data.__all__
-    ]
+    modules = (keras_fam, keras_fam.data, keras_fam.evaluation)
+    return [f"{module.__name__}.{name}" for module in modules for name in module.__all__]
 
 
 @HERE
@@ -133,7 +132,7 @@ def test_every_public_name_is_on_the_reference_page():
     page = (ROOT / "docs" / "reference.md").read_text()
     named = re.findall(r"^::: (\S+)$", page, re.MULTILINE)
     assert len(named) == len(set(named))
-    documented = {*named, *re.findall(r"`(keras_fam\.(?:__version__|data))`", page)}
+    documented = {*named, *re.findall(r"`(keras_fam\.(?:__version__|data|evaluation))`", page)}
     assert documented == set(public_names())
     for name in named:
         assert inspect.getdoc(resolve(name)), name

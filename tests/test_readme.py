@@ -1,6 +1,7 @@
 """The README's snippets and the docstrings' examples run as they stand."""
 
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from keras_fam.families import Family
 from keras_fam.layers import decoder_layer, positions
 from keras_fam.training import carried_state, state_passing
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+ROOT = Path(__file__).resolve().parent.parent
 
 
-def snippet(name):
-    return re.search(rf"<!-- run: {name} -->\n```python\n(.*?)```", README, re.DOTALL).group(1)
+def snippet(name, page="README.md"):
+    return re.search(rf"<!-- run: {name} -->\n```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL).group(1)
 
 
 def test_snippets(tmp_path, monkeypatch):
@@ -33,10 +34,10 @@ def test_snippets(tmp_path, monkeypatch):
     exec(snippet("local"), names)
     stock = keras_hub.models.CausalLM.from_preset("small_gpt2")
     assert stock.preprocessor.tokenizer.detokenize(stock.preprocessor.tokenizer("the lazy dog")) == "the lazy dog"
-    recipe = snippet("recipe").replace("gpt2_base_en", folder)
+    recipe = snippet("recipe")
     for large, small in (("epochs=10", "epochs=2"), ("256", "32"), ("512", "64"), ("tokens=20", "tokens=2")):
         recipe = recipe.replace(large, small)
-    exec(recipe, names)
+    exec(recipe.replace("gpt2_base_en", folder), names)
     assert len(names["lm"].history.history["val_perplexity"]) == 2 and Path("best.weights.h5").exists()
     assert names["chat"].state.tokens[0] > 20
     exec(snippet("preset").replace("gpt2_base_en", folder).replace("5000", "300"), names)
@@ -59,11 +60,32 @@ def test_snippets(tmp_path, monkeypatch):
     np.testing.assert_allclose(keras.ops.convert_to_numpy(names["logits"])[:, -1], last, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="tests/test_evaluation.py is for all backends")
+def test_snippets_of_the_evaluation_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = str(gpt2_preset(tmp_path / "gpt2", max_sequence_length=1024, num_layers=1))
+    text = "who jumps\n\n(A) the fox\n(B) the dog\n\n" + "the quick brown fox jumps over the lazy dog " * 20
+    for name in ("qasper", "quality"):
+        Path(name).mkdir()
+        Path(name, "validation.jsonl").write_text(json.dumps({"id": "1", "input": text, "output": "the fox"}))
+    Path("pg19/test").mkdir(parents=True)
+    for name in ("a", "b"):
+        Path("pg19/test", f"{name}.txt").write_text(text)
+    names = {}
+    exec(snippet("evaluation", "docs/evaluation.md").replace("gpt2_base_en", folder), names)
+    out = capsys.readouterr().out
+    assert "FAM - BSWA" in out and "exact_match" in out and "accuracy_per_token" in out
+    assert "nats, tokens 1 to 1024" in out
+    exec(snippet("task", "docs/evaluation.md"), names)
+    assert "continues" in capsys.readouterr().out
+
+
 def examples():
     public = [getattr(keras_fam, name) for name in keras_fam.__all__ if name[0] != "_"]
     public += [positions.LearnedPlaces, state_passing.RandomStatePassing, carried_state.CarriedState]
     public += [decoder_layer.FAMDecoderLayer]
     public += [keras_fam.FAMCausalLM.generate, keras_fam.FAMCausalLM.generate_stream, keras_fam.FAMCausalLM.perplexity]
+    public += [getattr(keras_fam.evaluation, name) for name in keras_fam.evaluation.__all__]
     for item in public:
         owner = inspect.getdoc(item) or ""
         for code in re.findall(r"```python\n(.*?)```", owner, re.DOTALL):

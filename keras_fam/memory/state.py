@@ -200,9 +200,9 @@ def _is_left_out(array):
 
 
 def bytes_of(structure) -> int:
-    """The bytes of all arrays in a structure, by their shapes and dtypes."""
+    """The bytes of all arrays, tensors or variables in a structure, by their shapes and dtypes."""
     dtypes = ((x.shape, keras.backend.standardize_dtype(x.dtype)) for x in keras.tree.flatten(structure))
-    return sum(math.prod(shape) * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize) for shape, dtype in dtypes)
+    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in dtypes)
 
 
 def _in_words(state):

@@ -3,7 +3,7 @@
 import io
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -76,12 +76,22 @@ def _is_ids(text):
     return isinstance(text, (list, tuple)) and bool(text) and all(isinstance(each, (int, np.integer)) for each in text)
 
 
-def _open(lm, text, name):
+def token_chunks(lm: Any, text: Any, name: str = "texts") -> Iterator[Sequence[int]]:
+    """The tokens of one text, some at a time: of a file no more is in memory.
+
+    Args:
+        lm: `FAMCausalLM`.
+        text: str; path-like, a file; or token ids. Texts and files begin with the tokenizer's start token, if any.
+        name: str, the argument's name in messages.
+
+    Returns:
+        iterator of sequences of int.
+    """
     if not isinstance(text, (str, os.PathLike)):
         ids = check_sequence(name, text)
         if ids.size:
             check_vocabulary(ids, lm.backbone.vocabulary_size, name)
-        return _not_empty(Document(iter([ids.tolist()])), name, text)
+        return iter([ids.tolist()])
     if lm.preprocessor is None:
         raise ValueError(f"`{name}` must be token ids for a model without a preprocessor. Received: {text!r:.80}.")
     if isinstance(text, os.PathLike):
@@ -96,8 +106,12 @@ def _open(lm, text, name):
         pieces = cut_pieces(lambda: file.read(_CHARACTERS), _CHARACTERS)
     tokenizer = lm.preprocessor.tokenizer
     start = getattr(tokenizer, "start_token_id", None)
-    chunks = itertools.chain([] if start is None else [[start]], (token_list(tokenizer(piece)) for piece in pieces))
-    return _not_empty(Document(chunks), name, text) if isinstance(text, str) else Document(chunks)
+    return itertools.chain([] if start is None else [[start]], (token_list(tokenizer(piece)) for piece in pieces))
+
+
+def _open(lm, text, name):
+    document = Document(token_chunks(lm, text, name))
+    return document if isinstance(text, os.PathLike) else _not_empty(document, name, text)
 
 
 def _not_empty(document, name, text):
@@ -109,19 +123,32 @@ def _not_empty(document, name, text):
 def losses_in_blocks(
     lm: Any, documents: Sequence[Document], rows: int | None = None
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Each token's loss, block by block, all documents at once.
+    """Each token's loss, block by block, all documents at once; see `scores_in_blocks`.
+
+    Returns:
+        iterator of `(start, losses, scored)`, losses float32 `[documents, B]`.
+    """
+    return scores_in_blocks(lm, documents, rows, "losses", lm.losses_of_block)
+
+
+def scores_in_blocks(
+    lm: Any, documents: Sequence[Document], rows: int | None, name: str, scores_of_block: Callable
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Something of each token that has another behind it, block by block, all documents at once.
 
     Args:
         lm: `FAMCausalLM`.
         documents: sequence of `Document`.
         rows: int or None, rows that are read, at least as many as there are documents.
+        name: str, under which `scores_of_block` is kept, compiled.
+        scores_of_block: callable `(token_ids, padding_mask, targets, state) -> (scores [rows, B, ...], state)`.
 
     Yields:
-        `(start, losses, scored)`: the place of the block's first token; float32 `[documents, B]`, at place t the loss
-        of token t + 1; bool `[documents, B]`, where there is one.
+        `(start, scores, scored)`: the place of the block's first token; an array `[documents, B, ...]`, at place t what
+        is said of token t + 1; bool `[documents, B]`, where there is one.
     """
     size, rows = lm.backbone.block_size, rows or len(documents)
-    read, state, start = lm.inference("losses", lm.losses_of_block), lm.initial_state(rows), 0
+    read, state, start = lm.inference(name, scores_of_block), lm.initial_state(rows), 0
     while not all(document.ended for document in documents):
         ids, targets = np.zeros((2, rows, size), "int32")
         mask, scored = np.zeros((2, rows, size), "bool")
@@ -129,16 +156,34 @@ def losses_in_blocks(
             tokens, behind = document.block(size)
             ids[row, : len(tokens)], targets[row, : len(behind)] = tokens, behind
             mask[row, : len(tokens)], scored[row, : len(behind)] = True, True
-        losses, state = read(*map(ops.convert_to_tensor, (ids, mask, targets)), state)
-        yield start, ops.convert_to_numpy(losses)[: len(documents)], scored[: len(documents)]
+        scores, state = read(*map(ops.convert_to_tensor, (ids, mask, targets)), state)
+        yield start, ops.convert_to_numpy(scores)[: len(documents)], scored[: len(documents)]
         start += size
 
 
 def block_losses(lm: Any, hidden: Any, targets: Any) -> Any:
     """Losses in nats, float32 `[b, B]`, of targets `[b, B]`. Few logits are in memory at once."""
-    losses = []
+    return _in_parts(lm, hidden, targets, _losses)
+
+
+def block_losses_and_right(lm: Any, hidden: Any, targets: Any) -> Any:
+    """`block_losses`, and 1.0 where the likeliest token is the target: float32 `[b, B, 2]`."""
+
+    def both(targets, logits):
+        right = ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), targets)
+        return ops.stack([_losses(targets, logits), ops.cast(right, "float32")], axis=-1)
+
+    return _in_parts(lm, hidden, targets, both)
+
+
+def _losses(targets, logits):
+    return keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True)
+
+
+def _in_parts(lm, hidden, targets, scores_of):
+    """`scores_of(targets, logits)` of some places at a time, joined."""
+    scores = []
     for first in range(0, hidden.shape[1], _HEAD):
         logits = ops.cast(lm.backbone.logits(hidden[:, first : first + _HEAD]), "float32")
-        part = targets[:, first : first + _HEAD]
-        losses.append(keras.losses.sparse_categorical_crossentropy(part, logits, from_logits=True))
-    return losses[0] if len(losses) == 1 else ops.concatenate(losses, axis=1)
+        scores.append(scores_of(targets[:, first : first + _HEAD], logits))
+    return scores[0] if len(scores) == 1 else ops.concatenate(scores, axis=1)

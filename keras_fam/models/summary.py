@@ -148,12 +148,18 @@ def _reach(cores):
     return last - place + 1
 
 
+def kernel_size(layer: Any) -> int:
+    """Numbers in a layer's kernel; 0 without one. With LoRA, looking at the kernel would compute it."""
+    if getattr(layer, "lora_enabled", False):
+        return math.prod(layer.lora_kernel_a.shape[:-1]) * layer.lora_kernel_b.shape[-1]
+    return math.prod(layer.kernel.shape) if getattr(layer, "kernel", None) is not None else 0
+
+
 def _multiplications(core, options, length):
     """Of one layer on `length` tokens: with memory, without FAM and sink, and of the stock layer."""
     parts, size = core.parts, options.block_size
     fam, sinks = options.fam_length, int(options.sink_token_id is not None)
-    kernels = (getattr(layer, "kernel", None) for layer in parts.layers().values())
-    projections = sum(math.prod(kernel.shape) for kernel in kernels if kernel is not None)
+    projections = sum(map(kernel_size, parts.layers().values()))
     per_key = 2 * parts.num_query_heads * parts.head_dim  # A score, and its share of the attended vector.
     blocks = [(min(index, core.segments) + 1, min(size, length - index * size)) for index in range(-(-length // size))]
     keys = sum(tokens * ((segments - 1) * size + tokens) for segments, tokens in blocks)
