@@ -62,7 +62,7 @@ QUICK = dict(
     ages=[1],
 )
 STATED = dict(  # what `--training` sets, if nothing else is said: shares of rows of the last lesson, and steps
-    rewritten=dict(restart=[0.05, 0.02], restate=[0.4, 0.2, 0.1], steps=2600),
+    rewritten=dict(restart=[0.05, 0.02], restate=[0.5, 0.3, 0.15], steps=4000),
     carried=dict(restart=[0.5, 0.2], restate=[0.0], steps=1600),
     fresh=dict(restart=[1.0], restate=[0.0], steps=1000),
 )
@@ -79,7 +79,7 @@ def parse():
     add("--span", type=float, nargs="+", default=[1.0], help="memory_span of `fam`; 'LOW HIGH' are spread over vectors")
     add("--use-span", type=float, nargs="+", help="the same, for evaluation, if it is to be another than in training")
     add("--steps", type=int, help="of all lessons together")
-    add("--lesson-steps", type=int, default=600, help="at most so many steps at each growing length")
+    add("--lesson-steps", type=int, default=500, help="at most so many steps at each growing length")
     add("--restart", type=float, nargs="+", help="shares of rows that begin a new text at a step, last lesson")
     add("--restate", type=float, nargs="+", help="shares of the other rows that state a new key, last lesson")
     add("--shorten", type=float, default=4.0, help="what carried memory of `fam_sum` is divided by before every step")

@@ -24,6 +24,7 @@ class Lesson(NamedTuple):
     questions: Any = 1.0  # a block
     noise: float = 0.0  # share of the digits read in answers that are random
     learned: float = 0.9
+    rate: float = 1.0  # share of the learning rate
 
     def __str__(self):
         kind = ", random answers" if self.noise else ""
@@ -37,11 +38,10 @@ REWRITTEN = (
     Lesson(2, 1.0),
     Lesson(2, 0.3, 0.7, learned=0.92),
     Lesson(2, 0.3, 0.7, noise=1.0, learned=0.93),
-    Lesson(4, 0.3, 0.7, noise=1.0, learned=0.95),
-    Lesson(8, 0.2, 0.6, questions=0.5, noise=1.0, learned=0.95),
-    Lesson(8, 0.1, 0.5, questions=0.3, noise=1.0, learned=0.95),
+    Lesson(4, 0.3, 0.7, noise=1.0, learned=0.95, rate=2 / 3),
+    Lesson(8, 0.2, 0.6, questions=0.5, noise=1.0, learned=0.95, rate=1 / 2),
+    Lesson(8, 0.1, 0.5, questions=0.3, noise=1.0, learned=0.95, rate=1 / 3),
 )
-LAST_RATE = 2 / 3  # of the learning rate, at which the last lesson begins
 
 
 def build_model(name, options, span=None):
@@ -71,7 +71,7 @@ def build_model(name, options, span=None):
 def lessons(options, seed):
     """What is read in turn, `(lesson, stream)`."""
     before = REWRITTEN if options.training == "rewritten" else GROWING
-    last = Lesson(options.blocks, options.restart, options.restate, options.sparse, noise=1.0, learned=1.0)
+    last = Lesson(options.blocks, options.restart, options.restate, options.sparse, noise=1.0, learned=1.0, rate=1 / 3)
     for lesson in (*before, last):
         restart, restate = (np.resize(x, options.batch_size) for x in (lesson.restart, lesson.restate))
         yield (
@@ -117,13 +117,13 @@ class Progress(keras.callbacks.Callback):
         self.model.stop_training = digits > self.lesson.learned
 
 
-def lesson_rate(options, began, last):
-    """`epoch -> learning rate`: it rises at the start, is level, and falls to zero in the last lesson alone."""
+def lesson_rate(lesson, options, began, last):
+    """`epoch -> learning rate`: it rises at the start, is level in a lesson, and falls to zero in the last one."""
     end = options.steps // EPOCH
 
     def rate(epoch, _=None):
-        falling = LAST_RATE * 0.5 * (1 + np.cos(np.pi * (epoch - began) / max(end - began, 1))) if last else 1.0
-        return float(options.learning_rate * min(1.0, (epoch + 1) * EPOCH / WARMUP) * falling)
+        falling = 0.5 * (1 + np.cos(np.pi * (epoch - began) / max(end - began, 1))) if last else 1.0
+        return float(options.learning_rate * lesson.rate * min(1.0, (epoch + 1) * EPOCH / WARMUP) * falling)
 
     return keras.callbacks.LearningRateScheduler(rate)
 
@@ -157,14 +157,14 @@ def train(lm, options, seed, folder):
             Progress(lesson),
         ]
         if options.training == "rewritten":
-            callbacks.append(lesson_rate(options, began, last))
+            callbacks.append(lesson_rate(lesson, options, began, last))
         if lm.backbone.fam_length and lm.backbone.memory_span is None and options.shorten != 1:
             callbacks.append(ShorterMemory(options.shorten))
         lm.fit(
             stream,
             steps_per_epoch=EPOCH,
             initial_epoch=began,
-            epochs=epochs if last else min(epochs, began + options.lesson_steps // EPOCH),
+            epochs=epochs if last else min(epochs, began + max(1, options.lesson_steps // EPOCH)),
             shuffle=False,
             verbose=0,
             callbacks=callbacks,

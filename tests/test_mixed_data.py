@@ -79,6 +79,12 @@ def lesson(lm):
     return keras.tree.map_structure(keras.ops.convert_to_numpy, lm.preprocessor(TEXTS))
 
 
+@pytest.fixture(scope="module")
+def expected(lm):
+    """The loss of `TEXTS`."""
+    return lm.evaluate(TEXTS, batch_size=2, verbose=0)
+
+
 def rows(data, start):
     return keras.tree.map_structure(lambda array: array[start : start + 2], data)
 
@@ -104,11 +110,10 @@ def losses(history):
 
 @pytest.mark.parametrize("form", ["plain", *FORMS])
 @pytest.mark.parametrize("kind", ["ids", "texts"])
-def test_every_form_beside_texts_and_ids(lm, lesson, form, kind):
-    expected = lm.evaluate(TEXTS, batch_size=2, verbose=0)
+def test_every_form_beside_texts_and_ids(lm, lesson, expected, form, kind):
     assert lm.evaluate(**arguments(form, kind, lesson), verbose=0) == pytest.approx(expected, rel=1e-5)
     plain, given = ("plain", "texts" if kind == "ids" else "ids"), (form, kind)
-    for trained, validated in ((given, plain), (plain, given), (given, given)):
+    for trained, validated in ((given, plain), (plain, given)):
         history = lm.fit(**arguments(*trained, lesson), validation_data=validation(*validated, lesson), verbose=0)
         assert losses(history) == pytest.approx([expected, expected], rel=1e-5)
 
@@ -129,10 +134,9 @@ def test_predictions(lm, lesson, form, kind):
     np.testing.assert_allclose(predicted, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_epochs_over_a_generator(lm, lesson):
+def test_epochs_over_a_generator(lm, lesson, expected):
     """Four batches of the generator in two epochs; those of the validation data come anew in each."""
     batches = [TEXTS[:2], rows(lesson, 2)]
-    expected = lm.evaluate(TEXTS, batch_size=2, verbose=0)
     history = lm.fit(
         generator(2 * batches), epochs=2, steps_per_epoch=2, validation_data=Batches(batches), verbose=0
     ).history
@@ -156,14 +160,14 @@ class Counted(Batches):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_dataset_keeps_its_ways(lm, lesson, workers):
+def test_a_dataset_keeps_its_ways(lm, lesson, expected, workers):
     dataset = Counted([TEXTS[:2], rows(lesson, 2)])
     dataset.workers = workers
-    assert lm.evaluate(dataset, verbose=0) == pytest.approx(lm.evaluate(TEXTS, batch_size=2, verbose=0), rel=1e-5)
+    assert lm.evaluate(dataset, verbose=0) == pytest.approx(expected, rel=1e-5)
     assert dataset.epochs
 
 
-def test_loaders_collate_and_may_be_read_once(lm):
+def test_loaders_collate_and_may_be_read_once(lm, expected):
     torch = pytest.importorskip("torch")
 
     class Once(torch.utils.data.IterableDataset):
@@ -178,7 +182,6 @@ def test_loaders_collate_and_may_be_read_once(lm):
     labelled = [(text, 0) for text in TEXTS]  # A language model makes its own labels; those given are left.
     loaders.append(torch.utils.data.DataLoader(labelled, batch_size=2))
     for loader in loaders:
-        expected = lm.evaluate(TEXTS, batch_size=2, verbose=0)
         assert lm.evaluate(loader, verbose=0) == pytest.approx(expected, rel=1e-5)
 
 
