@@ -15,12 +15,13 @@ right. There are two yardsticks:
 `fam` has no memory segments, and its memory is bounded: `--span` is `memory_span`, one number, or one for each vector.
 `fam_sum` is the paper's plain sum. `bswaM` is block sliding window attention with M memory segments and no FAM, and
 `bswa1_sg` stops the gradient through them (Transformer-XL). All are trained on the same number of steps of the same
-size: first on texts of 2, 4 and 8 blocks with a question in every block, each until it is learned or `--lesson-steps`
-are spent, then on sparse questions in whose answers random digits are read, so that no text repeats its key.
+size: first on texts of 2, 4 and 8 blocks, each until it is learned or `--lesson-steps` are spent, then on sparse questions in
+whose answers random digits are read, so that no text repeats its key.
 
 - `--training rewritten`: a row of a batch goes on from its own state from step to step in every lesson. It restarts
   with a new key with some probability, and else states a new key in the midst of the text with another (`--restart`
-  and `--restate` for the last lesson). The learning rate falls in the last lesson alone.
+  and `--restate` for the last lesson). Random digits are read in answers as soon as keys are restated. The learning
+  rate falls in the last lesson alone.
 - `--training carried`: no key is stated anew, and only the last lesson goes on from step to step. `ShorterMemory` lets
   the memory of `fam_sum` age faster than it reads. The learning rate falls from the first step on.
 - `--training fresh`: every row of every step starts anew; give it `--blocks 18`, as in the paper.
