@@ -15,8 +15,8 @@ right. There are two yardsticks:
 `fam` has no memory segments, and its memory is bounded: `--span` is `memory_span`, one number, or one for each vector.
 `fam_sum` is the paper's plain sum. `bswaM` is block sliding window attention with M memory segments and no FAM, and
 `bswa1_sg` stops the gradient through them (Transformer-XL). All are trained on the same number of steps of the same
-size: first on texts of 2, 4 and 8 blocks, each until it is learned or `--lesson-steps` are spent, then on sparse questions in
-whose answers random digits are read, so that no text repeats its key.
+size: first on texts of 2, 4 and 8 blocks, each until it is learned or `--lesson-steps` are spent, then on sparse
+questions in whose answers random digits are read, so that no text repeats its key.
 
 - `--training rewritten`: a row of a batch goes on from its own state from step to step in every lesson. It restarts
   with a new key with some probability, and else states a new key in the midst of the text with another (`--restart`
