@@ -1,5 +1,8 @@
 """The loss in pieces: the loss, gradients and metrics of all logits at once, from some positions' logits at a time."""
 
+import gc
+import weakref
+
 import keras
 import keras_hub
 import numpy as np
@@ -289,3 +292,17 @@ def test_unknown_names_are_refused_as_keras_does():
     lm = language_model("no_such_loss", weighted_metrics=[])
     with pytest.raises(ValueError, match="no_such_loss"):
         trained(lm)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="tensorflow alone keeps gradients for ever")
+def test_a_trained_model_is_let_go():
+    lm = keras_fam.FAMCausalLM(fam_backbone("gpt2"))
+    lm.compile("sgd")
+    ids = token_ids(2, 8)
+    for _ in range(2):  # And its step goes on working.
+        lm.train_on_batch(inputs(ids), ids)
+    lm.test_on_batch(inputs(ids), ids)
+    backbone = weakref.ref(lm.backbone)
+    del lm
+    gc.collect()
+    assert backbone() is None

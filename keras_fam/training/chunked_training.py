@@ -10,6 +10,7 @@ from keras.src.utils.tracking import no_automatic_dependency_tracking
 
 from keras_fam.backend.devices import data_replicas, sum_over_replicas
 from keras_fam.backend.inside import Inside
+from keras_fam.backend.kept_gradients import gradients_forgotten
 from keras_fam.training.chunked_loss import ChunkedCrossentropy, chunked_crossentropy
 from keras_fam.training.token_metrics import TokenMetrics
 
@@ -89,8 +90,13 @@ class TrainsInPieces:
         with self._step():
             return super().test_step(*args)
 
+    @contextlib.contextmanager
     def _step(self):
-        return contextlib.nullcontext() if self._token_metrics is None else _ends_with_hidden_states.set(self)
+        if self._token_metrics is None:
+            yield
+            return
+        with _ends_with_hidden_states.set(self), gradients_forgotten():
+            yield
 
     def call(self, inputs, training=None, mask=None, **kwargs):
         if _ends_with_hidden_states.value is not self:
