@@ -32,7 +32,7 @@ def outputs_and_gradients(family):
 COMPARED = ["gemma", "gemma2", "gemma3", "gpt2", "llama3"]  # Every part that a layer of any family has.
 
 
-@pytest.mark.skipif(keras.config.backend() == "torch", reason="the others are compared with torch")
+@pytest.mark.skipif(keras.config.backend() == "torch", reason="torch is what the others are compared with")
 def test_agreement_with_torch(tmp_path):
     if find_spec("torch") is None:
         pytest.fail("torch is not installed: install keras-fam with all three backends to test it")

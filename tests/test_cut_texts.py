@@ -9,7 +9,7 @@ from helpers.presets import gpt2_preset
 
 import keras_fam
 
-pytestmark = pytest.mark.skipif(keras.config.backend() != "torch", reason="texts are looked at before any backend is")
+pytestmark = pytest.mark.skipif(keras.config.backend() != "torch", reason="texts are looked at before any backend")
 LONG = "the quick brown fox " * 20
 
 

@@ -16,7 +16,9 @@ from keras_fam.evaluation.answering import Summarization, fill
 from keras_fam.evaluation.bootstrap import bootstrap_interval
 from keras_fam.evaluation.report import report_of
 
-pytestmark = pytest.mark.skipif(keras.config.backend() != "torch", reason="the same on every backend")
+pytestmark = pytest.mark.skipif(
+    keras.config.backend() != "torch", reason="files, metrics and tables: no backend has a part in them"
+)
 
 INPUT = "Who wrote it?\n\nAda wrote the first program."
 
@@ -48,6 +50,14 @@ def record(name="1", input=INPUT, output="Ada", **more):
 def test_answers_as_for_squad(prediction, references, f1, exact):
     assert abs(evaluation.f1(prediction, references) - f1) < 1e-9
     assert evaluation.exact_match(prediction, references) == exact
+
+
+@pytest.mark.parametrize("metric", [evaluation.f1, evaluation.exact_match, evaluation.rouge])
+def test_metrics_refuse(metric):
+    """A str as references would be compared letter by letter."""
+    for references in ("cat", [], [3], None, {"cat": 1}):
+        refused(lambda references=references: metric("cat", references), "references", references)
+    refused(lambda: metric(3, ["cat"]), "prediction", 3)
 
 
 def test_rouge_counts_stems():

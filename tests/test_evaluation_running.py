@@ -14,7 +14,10 @@ import keras_fam
 from keras_fam import evaluation
 from keras_fam.evaluation.reading import generate_behind, read_context
 
-pytestmark = pytest.mark.skipif(keras.config.backend() != "torch", reason="the same on every backend")
+pytestmark = pytest.mark.skipif(
+    keras.config.backend() != "torch",
+    reason="what is kept and refused; tests/test_evaluation.py runs models on every backend",
+)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +103,9 @@ def test_refused_before_any_work(lm, tmp_path):
     refused(lambda: evaluation.evaluate({"FAM": lm}, [task], 3), "path", 3)
     refused(lambda: evaluation.evaluate({"FAM": lm}, [task], tmp_path / "nowhere" / "x.json"), "path", "nowhere")
     refused(lambda: evaluation.evaluate({"FAM": lm}, [task], path, verbose=2), "verbose", 2)
-    for content in (b"", b"{}", b"[1]", b"\xff"):
+    whole = {"format": "keras_fam evaluation 1"}
+    broken = [whole, whole | {"tasks": [1]}, whole | {"tasks": {"words": {"config": {}, "models": {"FAM": 3}}}}]
+    for content in (b"", b"{}", b"[1]", b"\xff", *(json.dumps(each).encode() for each in broken)):
         (tmp_path / "other.json").write_bytes(content)
         refused(lambda: evaluation.evaluate({"FAM": lm}, [task], tmp_path / "other.json"), "path", "other.json")
     keys = evaluation.PassKeyTokens("keys", keras_fam.data.PassKeyTask(64), count=1)

@@ -13,7 +13,9 @@ from helpers.presets import TEXT, gpt2_preset
 
 import keras_fam
 
-pytestmark = pytest.mark.skipif(keras.config.backend() != "torch", reason="one backend: tests of `fit` are on all")
+pytestmark = pytest.mark.skipif(
+    keras.config.backend() != "torch", reason="minutes: once is enough, tests of `fit` are on all backends"
+)
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "finetune.py"
 OPTIONS = "--block-size 4 --memory-segments 1 --fam-length 2 --rank 2 --sequence-length 8 --checkpoint-steps 2".split()

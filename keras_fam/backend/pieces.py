@@ -5,6 +5,8 @@ import functools
 import keras
 from keras import ops
 
+from keras_fam.backend.kept_gradients import noted
+
 
 def sum_over_pieces(function, inputs, labels, weights, piece, groups=1):
     """`function` of one piece of rows after the other, added up. The gradient computes each piece anew.
@@ -208,4 +210,4 @@ def _tensorflow_sum(of_piece, trained, frozen, pieces, needed):
 
         return loop(add, (0, 0.0, 0.0))[1:], gradient
 
-    return total(inputs, *trained)
+    return noted(total(inputs, *trained))

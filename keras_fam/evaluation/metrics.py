@@ -17,7 +17,14 @@ def normalize(text: str) -> str:
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """1.0 if the prediction is one of the references, both normalised as for SQuAD.
+    """1.0 if the prediction is one of the references, both normalised as for SQuAD; else 0.0.
+
+    Args:
+        prediction: str.
+        references: list of str, at least one.
+
+    Raises:
+        TypeError: an argument of another type; no references.
 
     Example:
 
@@ -25,11 +32,19 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
     keras_fam.evaluation.exact_match("The cat.", ["a dog", "cat"])  # 1.0
     ```
     """
+    _check(prediction, references)
     return float(any(normalize(prediction) == normalize(reference) for reference in references))
 
 
 def f1(prediction: str, references: Sequence[str]) -> float:
-    """The F1 of words that prediction and reference share, normalised as for SQuAD; of the best reference.
+    """The F1, 0.0 to 1.0, of words that prediction and reference share, normalised as for SQuAD; of the best reference.
+
+    Args:
+        prediction: str.
+        references: list of str, at least one.
+
+    Raises:
+        TypeError: an argument of another type; no references.
 
     Example:
 
@@ -37,6 +52,7 @@ def f1(prediction: str, references: Sequence[str]) -> float:
     keras_fam.evaluation.f1("the black cat", ["a cat", "some dog"])  # 2/3
     ```
     """
+    _check(prediction, references)
     return max(_f1(normalize(prediction).split(), normalize(reference).split()) for reference in references)
 
 
@@ -52,14 +68,30 @@ def rouge(prediction: str, references: Sequence[str]) -> dict[str, float]:
 
     Needs the package `rouge-score`: `pip install keras-fam[evaluation]`.
 
+    Args:
+        prediction: str.
+        references: list of str, at least one.
+
+    Raises:
+        ImportError: no `rouge-score`.
+        TypeError: an argument of another type; no references.
+
     Example:
 
     ```python
     keras_fam.evaluation.rouge("the cats sat", ["the cat sat down"])["rouge1"]  # 6/7
     ```
     """
+    _check(prediction, references)
     scores = rouge_scorer().score_multi(references, prediction)
     return {name: float(scores[name].fmeasure) for name in ROUGE_TYPES}
+
+
+def _check(prediction, references):
+    if not isinstance(prediction, str):
+        raise TypeError(f"`prediction` must be a str. Received: prediction={prediction!r:.80}.")
+    if not isinstance(references, (list, tuple)) or not references or not all(isinstance(x, str) for x in references):
+        raise TypeError(f"`references` must be a list of str, at least one. Received: references={references!r:.80}.")
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import keras_hub
 import numpy as np
 from keras import ops
 
-from keras_fam.models.reading import token_chunks
+from keras_fam.models.reading import token_chunks, token_losses
 
 _AT_RANDOM = (keras_hub.samplers.RandomSampler, keras_hub.samplers.TopKSampler, keras_hub.samplers.TopPSampler)
 
@@ -59,10 +59,7 @@ def write_behind(lm: Any, text: Any, max_new_tokens: int) -> str:
 def nats_behind(lm: Any, state: Any, last: int, tokens: list[int]) -> float:
     """Minus the log likelihood of `tokens` behind a state and one more token."""
     logits, _ = lm.stream(np.array([[last, *tokens[:-1]]], "int32"), state)
-    logits = ops.convert_to_numpy(ops.cast(logits, "float32"))[0]
-    peak = logits.max(axis=-1)
-    sums = np.log(np.exp(logits - peak[:, None]).sum(axis=-1, dtype="float64")) + peak
-    return float((sums - logits[np.arange(len(tokens)), tokens]).sum())
+    return float(ops.sum(token_losses(np.array([tokens], "int32"), ops.cast(logits, "float32"))))
 
 
 def check_text_model(lm: Any) -> None:

@@ -14,6 +14,7 @@ from keras_fam.files.atomic import atomic_write
 from keras_fam.memory.options import MEMORY_ARGUMENTS
 
 _FORMAT = "keras_fam evaluation 1"
+_ENTRY = {"id", "group", "scores", "prediction"}
 _SECONDS = 1.0  # Between two writes: what an ending without warning loses, beside the example at hand.
 
 
@@ -84,9 +85,21 @@ def _read(path):
             content = json.load(file)
     except (OSError, ValueError) as error:
         raise ValueError(f"`path` must be new, or a file of `evaluate`. Received: {path!r}: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    if not isinstance(content, dict) or content.get("format") != _FORMAT or not _are_tasks(content.get("tasks")):
         raise ValueError(f"`path` must be new, or a file of `evaluate`. Received: {path!r}, which is another file.")
     return content["tasks"]
+
+
+def _are_tasks(tasks):
+    """Whether `tasks` has the parts that `Results` reads."""
+    try:
+        models = [(task["config"], task["models"]) for task in tasks.values()]
+        examples = [(model["config"], model["examples"]) for _, of_task in models for model in of_task.values()]
+        configs = [config for config, _ in (*models, *examples)]
+        entries = [each for _, of_model in examples for each in of_model]
+        return all(isinstance(each, dict) for each in configs) and all(_ENTRY <= set(each) for each in entries)
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 def _check_same(path, what, before, now):

@@ -163,7 +163,7 @@ def scores_in_blocks(
 
 def block_losses(lm: Any, hidden: Any, targets: Any) -> Any:
     """Losses in nats, float32 `[b, B]`, of targets `[b, B]`. Few logits are in memory at once."""
-    return _in_parts(lm, hidden, targets, _losses)
+    return _in_parts(lm, hidden, targets, token_losses)
 
 
 def block_losses_and_right(lm: Any, hidden: Any, targets: Any) -> Any:
@@ -171,12 +171,13 @@ def block_losses_and_right(lm: Any, hidden: Any, targets: Any) -> Any:
 
     def both(targets, logits):
         right = ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), targets)
-        return ops.stack([_losses(targets, logits), ops.cast(right, "float32")], axis=-1)
+        return ops.stack([token_losses(targets, logits), ops.cast(right, "float32")], axis=-1)
 
     return _in_parts(lm, hidden, targets, both)
 
 
-def _losses(targets, logits):
+def token_losses(targets: Any, logits: Any) -> Any:
+    """Losses in nats, float32 `[b, n]`, of targets `[b, n]` by logits, float32 `[b, n, vocabulary]`."""
     return keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True)
 
 

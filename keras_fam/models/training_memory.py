@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 from keras_fam.checks import check_integer
 from keras_fam.memory.state import bytes_of
@@ -11,9 +12,8 @@ from keras_fam.models.summary import kernel_size
 from keras_fam.training.chunked_loss import ChunkedCrossentropy
 
 _GB = 1e9
-_HIDDEN_COPIES = (
-    16  # Of [tokens, d] in a layer: its input, steps of the norms, outputs and inputs of projections, sums.
-)
+# Of [tokens, d] in a layer: its input, steps of the norms, outputs and inputs of projections, sums.
+_HIDDEN_COPIES = 16
 _LOGITS_COPIES = 3  # Logits, their softmax, its gradient.
 
 
@@ -109,7 +109,7 @@ def training_memory(lm: Any, batch_size: int = 1, length: int = 8192) -> Trainin
 
 def _activations(backbone, batch_size, length, remat):
     """Each layer's, or each layer's input and one layer's, and the gradient of one layer."""
-    width = _bytes_a_number(backbone.compute_dtype)
+    width = np.dtype(backbone.compute_dtype).itemsize
     tokens, blocks = batch_size * length, batch_size * (length // backbone.block_size)
     rows = tokens + blocks * backbone.fam_length
     whole, inputs = [], []
@@ -141,9 +141,5 @@ def _loss(lm, positions):
     """Logits in float32 of all positions, or of a piece of them; and the hidden states with their gradient."""
     loss = getattr(lm, "loss", None)
     at_once = min(positions, loss.piece) if isinstance(loss, ChunkedCrossentropy) else positions
-    hidden = 2 * positions * lm.backbone.hidden_dim * _bytes_a_number(lm.backbone.compute_dtype)
+    hidden = 2 * positions * lm.backbone.hidden_dim * np.dtype(lm.backbone.compute_dtype).itemsize
     return _LOGITS_COPIES * at_once * lm.backbone.vocabulary_size * 4 + hidden
-
-
-def _bytes_a_number(dtype):
-    return 2 if dtype in ("bfloat16", "float16") else 4

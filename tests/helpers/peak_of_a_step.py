@@ -10,25 +10,18 @@ import sys
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[2] / part) for part in ("", "tests", "benchmarks")]
 
 import keras
-import keras_hub
 import numpy as np
 from measure import MIB, PeakMemory
 
 import keras_fam
+from helpers.models import fam_backbone
 
 
 def main(remat, rank, length, vocabulary_size):
     with keras.RematScope("full" if remat else None):
-        stock = keras_hub.models.GemmaBackbone(
-            vocabulary_size=vocabulary_size,
-            num_layers=4,
-            num_query_heads=4,
-            num_key_value_heads=2,
-            hidden_dim=256,
-            intermediate_dim=2048,
-            head_dim=64,
-        )
-        lm = keras_fam.FAMCausalLM(keras_fam.FAMBackbone(stock, 256, 2, 16))
+        stock = dict(vocabulary_size=vocabulary_size, num_layers=4, hidden_dim=256, intermediate_dim=2048, head_dim=64)
+        memory = dict(block_size=256, memory_segments=2, fam_length=16)
+        lm = keras_fam.FAMCausalLM(fam_backbone("gemma", stock=stock, **memory))
     if rank:
         lm.enable_lora(rank)
     lm.compile(optimizer="adam")
