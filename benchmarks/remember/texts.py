@@ -1,0 +1,169 @@
+"""What `train.py` reads: token ids of texts and of PassKey in words, made beforehand, and batches of both.
+
+    python benchmarks/remember/texts.py --preset FOLDER --texts FILE [FILE ...] --held-out FILE --out tokens.npz
+
+A machine that trains needs no tokenizer then.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from keras_fam.data.passkey_prompts import FILLER, INTRODUCTION, QUESTION, STATEMENT
+
+DIGITS = 5
+
+
+def prepare(tokenizer, start_token_id, texts, held_out):
+    """All token ids as a dict of arrays: texts in a row, and the pieces of PassKey texts. -1 stands for a digit.
+
+    Args:
+        tokenizer: a KerasHub tokenizer with a token for each digit.
+        start_token_id: int.
+        texts: list of str, to train on.
+        held_out: str.
+    """
+
+    def ids(text):
+        return np.asarray(tokenizer(text), "int32")
+
+    def with_digits(template):
+        found = [ids(template.format(key=str(digit) * DIGITS)) for digit in (1, 2)]
+        return np.where(found[0] == found[1], found[0], -1)
+
+    pieces = {
+        "start": np.asarray([start_token_id]),
+        "introduction": ids(INTRODUCTION),
+        "statement": with_digits("\n" + STATEMENT),
+        "question": with_digits("\n" + QUESTION + " {key}."),
+        "digits": np.concatenate([ids(f"1{digit}")[-1:] for digit in range(10)]),
+        "first": ids("\n" + FILLER[0]),
+        **{f"filler{number}": ids(" " + sentence) for number, sentence in enumerate(FILLER)},
+    }
+    return {**pieces, "train": np.concatenate([ids(text) for text in texts]), "held_out": ids(held_out)}
+
+
+class Pieces:
+    """PassKey texts in words, put together of token ids."""
+
+    def __init__(self, arrays):
+        self.arrays = arrays
+        self.sentences = [arrays[f"filler{number}"] for number in range(len(FILLER))]
+
+    def with_key(self, name, key):
+        """The piece `name` with the digits of `key`, int `[5]`, as token ids, and where they are."""
+        ids = self.arrays[name]
+        places = ids < 0
+        return np.where(places, 0, ids) + _spread(places, self.arrays["digits"][key]), places
+
+    def filler(self, sentences):
+        """So many sentences of filler on a line of their own."""
+        rest = [self.sentences[number % len(FILLER)] for number in range(1, sentences)]
+        return np.concatenate([self.arrays["first"], *rest])
+
+    def beginning(self, key):
+        """Introduction and statement: what a text begins with."""
+        arrays = self.arrays
+        return np.concatenate([arrays["start"], arrays["introduction"], self.with_key("statement", key)[0]])
+
+
+def _spread(places, digits):
+    values = np.zeros(places.shape, digits.dtype)
+    values[places] = np.resize(digits, places.sum())
+    return values
+
+
+class KeyRow:
+    """One endless PassKey text, taken piece by piece: what is read, what should be said, and where that counts."""
+
+    def __init__(self, pieces, rng):
+        self.pieces, self.rng = pieces, rng
+        self.restart()
+
+    def restart(self):
+        self.key = self.rng.integers(10, size=DIGITS)
+        self.queue, self.length = [], 0
+        self._add(self.pieces.beginning(self.key))
+
+    def take(self, count, sentences, restate, noise):
+        """The next `count` tokens and one more, which the next call begins with: read, said, counts."""
+        while self.length <= count:
+            self._add(self.pieces.filler(self.rng.integers(1, 2 * sentences)))
+            if self.rng.random() < restate:
+                self.key = self.rng.integers(10, size=DIGITS)
+                self._add(self.pieces.with_key("statement", self.key)[0])
+            else:
+                said, places = self.pieces.with_key("question", self.key)
+                shown = self.rng.integers(10, size=DIGITS) if self.rng.random() < noise else self.key
+                self._add(self.pieces.with_key("question", shown)[0], said, places)
+        read, said, counts = (np.concatenate(each) for each in zip(*self.queue))
+        self.queue = [(read[count:], said[count:], counts[count:])]
+        self.length -= count
+        return read[: count + 1], said[: count + 1], counts[: count + 1]
+
+    def _add(self, read, said=None, counts=None):
+        said = read if said is None else said
+        self.queue.append((read, said, np.zeros(len(read), bool) if counts is None else counts))
+        self.length += len(read)
+
+
+class TextRow:
+    """Texts from a random place on, for ever."""
+
+    def __init__(self, arrays, rng):
+        self.ids, self.start, self.rng = arrays["train"], arrays["start"], rng
+        self.restart()
+
+    def restart(self):
+        self.place, self.first = int(self.rng.integers(len(self.ids) // 2)), True
+
+    def take(self, count, *_):
+        ids = self.ids[self.place : self.place + count + 1]
+        if self.first:
+            ids = np.concatenate([self.start, ids])[: count + 1]
+        self.place += count - self.first
+        self.first = False
+        if self.place + count + 1 >= len(self.ids):
+            self.place = 0
+        return ids, ids, np.ones(count + 1, bool)
+
+
+def batches(arrays, key_rows, text_rows, length, text_weight, seed, stage):
+    """Endless batches for `fit`; `stage` is a dict that may change: restart, sentences, restate, noise."""
+    rng = np.random.default_rng(seed)
+    pieces = Pieces(arrays)
+    rows = [KeyRow(pieces, rng) for _ in range(key_rows)] + [TextRow(arrays, rng) for _ in range(text_rows)]
+    starts = np.ones(len(rows), "int32")
+    row_weights = np.asarray([1.0] * key_rows + [text_weight] * text_rows, "float32")[:, None]
+    while True:
+        drawn = [row.take(length, stage["sentences"], stage["restate"], stage["noise"]) for row in rows]
+        read, said, counts = (np.stack(each) for each in zip(*drawn))
+        token_ids = read[:, :-1].astype("int32")
+        inputs = {"token_ids": token_ids, "padding_mask": np.ones_like(token_ids), "document_start": starts}
+        yield inputs, said[:, 1:].astype("int32"), counts[:, 1:] * row_weights
+        starts = (rng.random(len(rows)) < stage["restart"]).astype("int32")
+        starts[key_rows:] = rng.random(text_rows) < 0.05
+        for row, new in zip(rows, starts):
+            if new:
+                row.restart()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", required=True)
+    parser.add_argument("--texts", nargs="+", required=True, help="text files to train on")
+    parser.add_argument("--held-out", required=True, help="text file that losses are measured on")
+    parser.add_argument("--out", required=True)
+    options = parser.parse_args()
+    import keras_hub
+
+    tokenizer = keras_hub.models.Tokenizer.from_preset(options.preset)
+    *texts, held_out = (Path(path).read_text(errors="replace") for path in (*options.texts, options.held_out))
+    arrays = prepare(tokenizer, tokenizer.start_token_id, texts, held_out)
+    np.savez_compressed(options.out, **arrays)
+    print({name: array.shape for name, array in arrays.items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Teaches a pretrained model to use its memory, and measures what it remembers: PassKey in words, texts, or both.
+
+    python benchmarks/remember/train.py --tokens tokens.npz --preset FOLDER --name key
+    python benchmarks/remember/train.py --tokens tokens.npz --preset FOLDER --name text --key-rows 0 --steps 300 ...
+
+Writes `NAME.json`, as it goes, and the adapters `NAME.lora.safetensors` to the folder `--out`.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import keras
+import keras_hub
+import numpy as np
+from probes import hold, overwrite, text_losses
+from texts import batches
+
+import keras_fam
+
+EPOCH, WARMUP = 20, 60  # steps
+
+# What the batches of PassKey hold (see `texts.batches`), and from which share of the run on.
+LESSONS = {
+    "learn": (
+        (0.0, dict(restart=0.5, sentences=10, restate=0.0, noise=0.0)),
+        (0.3, dict(restart=0.3, sentences=10, restate=0.2, noise=0.5)),
+        (0.6, dict(restart=0.1, sentences=16, restate=0.2, noise=0.7)),
+    ),
+    # Keys live for some 30 blocks and not for 6: goes on from adapters that have learned.
+    "lengthen": ((0.0, dict(restart=0.04, sentences=16, restate=0.03, noise=0.7)),),
+}
+
+
+def build(options):
+    policy = options.dtype
+    if options.random:
+        stock = keras_hub.models.Backbone.from_preset(options.preset, dtype=policy, load_weights=False)
+    else:
+        stock = keras_hub.models.Backbone.from_preset(options.preset, dtype=policy)
+    keras.utils.set_random_seed(options.seed)
+    memory = dict(fam_length=options.fam_length)
+    if options.fam_length:
+        memory |= dict(memory_gate=options.gate, memory_span=options.span or None)
+    backbone = keras_fam.FAMBackbone(
+        stock,
+        block_size=options.block_size,
+        memory_segments=options.segments,
+        sink_token_id=options.sink,
+        stateful_batch_size=options.key_rows + options.text_rows,
+        **memory,
+    )
+    return keras_fam.FAMCausalLM(backbone)
+
+
+class Plan(keras.callbacks.Callback):
+    """The learning rate and the stage of every epoch, by time or by steps; stops at the end, and probes on the way."""
+
+    def __init__(self, options, stage, arrays, report):
+        super().__init__()
+        self.options, self.stage, self.arrays, self.report = options, stage, arrays, report
+        self.started = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1 or self.started is None:  # The first epoch compiles.
+            self.started = time.time()
+        options = self.options
+        self.done = (
+            epoch * EPOCH / options.steps
+            if options.steps
+            else (0.0 if epoch < 1 else (time.time() - self.started) / (60 * options.minutes))
+        )
+        self.stage.update([values for begin, values in LESSONS[options.lessons] if begin <= self.done][-1])
+        falling = min(1.0, 2.5 * max(1 - self.done, 0.02))  # The last two fifths fall to nearly zero.
+        self.model.optimizer.learning_rate = options.rate * falling * min(1.0, (epoch + 1) * EPOCH / WARMUP)
+
+    def on_epoch_end(self, epoch, logs=None):
+        entry = {"step": (epoch + 1) * EPOCH, "seconds": round(time.time() - self.started, 1), **_rounded(logs)}
+        if self.options.key_rows and (epoch + 1) % self.options.probe == 0:
+            if hasattr(self.model, "jax_state_sync"):
+                self.model.jax_state_sync()
+            entry["hold"] = hold(self.model.backbone, self.arrays, (1, 2, 4, 16), self.options.texts)
+        self.report("log", entry)
+        if self.options.steps == 0 and time.time() - self.started > 60 * self.options.minutes:
+            self.model.stop_training = True
+
+
+def _rounded(logs):
+    return {name: round(float(value), 4) for name, value in (logs or {}).items()}
+
+
+def measure(lm, arrays, options, report):
+    """What this run is measured on, to the report."""
+    report("text", text_losses(lm, arrays, *options.held_out))
+    if options.key_rows:
+        report("hold", hold(lm.backbone, arrays, options.hold, options.texts))
+        report("overwrite", overwrite(lm.backbone, arrays, 64, (1, 2, 8, 32), options.texts))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", required=True, help="of `texts.py`")
+    parser.add_argument("--preset", required=True)
+    parser.add_argument("--random", action="store_true", help="random weights in place of the preset's")
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--out", type=Path, default=Path("remember"))
+    parser.add_argument("--key-rows", type=int, default=48)
+    parser.add_argument("--text-rows", type=int, default=16)
+    parser.add_argument("--text-weight", type=float, default=0.1, help="of a token of text; of a digit it is 1")
+    parser.add_argument("--length", type=int, default=384, help="tokens of a row a step")
+    parser.add_argument("--block-size", type=int, default=64)
+    parser.add_argument("--segments", type=int, default=0)
+    parser.add_argument("--fam-length", type=int, default=16)
+    parser.add_argument("--sink", type=int, default=2, help="the start token's id")
+    parser.add_argument("--gate", type=float, default=0.0)
+    parser.add_argument("--span", type=float, default=1.0, help="0 for the plain sum")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--beta-2", type=float, default=0.98)
+    parser.add_argument("--steps", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=5.0, help="if no steps are given; 0 to measure only")
+    parser.add_argument("--probe", type=int, default=10, help="epochs of 20 steps between probes")
+    parser.add_argument("--piece", type=int, default=4096)
+    parser.add_argument("--held-out", type=int, nargs=2, default=(16, 8192), help="rows and tokens of held-out text")
+    parser.add_argument("--texts", type=int, default=100, help="PassKey texts that are asked")
+    parser.add_argument("--hold", type=int, nargs="+", default=(2, 4, 8, 18, 36, 64, 128, 260))
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--resume", help="adapters to begin with")
+    parser.add_argument("--lessons", choices=LESSONS, default="learn")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    began, found = time.time(), {"options": {k: str(v) for k, v in vars(options).items()}, "log": []}
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    def report(name, value):
+        if name == "log":
+            found["log"].append(value)
+        else:
+            found[name] = value
+        print(f"[{time.time() - began:5.0f} s] {options.name} {name}: {json.dumps(value)}", flush=True)
+        (options.out / f"{options.name}.json").write_text(json.dumps(found, indent=1))
+
+    arrays = dict(np.load(options.tokens))
+    lm = build(options)
+    lm.enable_lora(options.rank)
+    if options.resume:
+        lm.load_lora_weights(options.resume)
+    lm.compile(
+        optimizer=keras.optimizers.AdamW(options.rate, weight_decay=0.0, beta_2=options.beta_2, global_clipnorm=1.0),
+        loss=keras_fam.ChunkedCrossentropy(piece=options.piece),
+        jit_compile=keras.config.backend() != "torch",
+    )
+    report("trained_weights", sum(int(np.prod(w.shape)) for w in lm.trainable_weights))
+    stage = dict(LESSONS[options.lessons][0][1])
+    data = batches(
+        arrays, options.key_rows, options.text_rows, options.length, options.text_weight, options.seed, stage
+    )
+    if options.steps or options.minutes:
+        lm.fit(
+            data,
+            steps_per_epoch=EPOCH,
+            epochs=options.steps // EPOCH if options.steps else 10**6,
+            verbose=0,
+            callbacks=[Plan(options, stage, arrays, report)],
+        )
+        lm.save_lora_weights(str(options.out / f"{options.name}.lora.safetensors"))
+    measure(lm, arrays, options, report)
+
+
+if __name__ == "__main__":
+    main()
