@@ -44,8 +44,8 @@ def test_answers_are_the_key_that_was_stated_last(arrays):
                 read[row] += bytes([token])
                 if weight:
                     key = read[row].rpartition(b"Remember it. ")[2][:5]
-                    place = len(read[row]) - read[row].rindex(b"The pass key is ") - len(b"The pass key is ")
-                    assert chr(target) == chr(key[place])
+                    place = len(read[row]) - read[row].rindex(b"The pass key is") - len(b"The pass key is")
+                    assert chr(target) == f" {key.decode()}."[place]
                     asked += 1
         assert set(weights[3]) == {np.float32(0.1)}
     assert asked > 100

@@ -96,7 +96,9 @@ class KeyRow:
             else:
                 said, places = self.pieces.with_key("question", self.key)
                 shown = self.rng.integers(10, size=DIGITS) if self.rng.random() < noise else self.key
-                self._add(self.pieces.with_key("question", shown)[0], said, places)
+                # The space before the digits and the full stop behind them belong to the answer.
+                answer = places | np.roll(places, -1) | np.roll(places, 1)
+                self._add(self.pieces.with_key("question", shown)[0], said, answer)
         read, said, counts = (np.concatenate(each) for each in zip(*self.queue))
         self.queue = [(read[count:], said[count:], counts[count:])]
         self.length -= count
