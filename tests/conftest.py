@@ -1,6 +1,7 @@
 """One backend per run: the one in KERAS_BACKEND."""
 
 import atexit
+import gc
 import os
 import tempfile
 from importlib.metadata import distributions
@@ -24,6 +25,10 @@ from helpers.models import fam_backbone
 from helpers.refusals import snapshot
 
 import keras_fam
+
+# Keras collects garbage whenever a layer drops a variable. What is imported stays: it need not be searched each time.
+gc.collect()
+gc.freeze()
 
 
 @pytest.fixture(autouse=True)
