@@ -12,6 +12,9 @@ Tensor: TypeAlias = Any
 Data: TypeAlias = Any
 """What Keras reads batches of: arrays, tensors, dicts or lists of them, texts, a dataset or a generator."""
 
+Shape: TypeAlias = tuple[int | None, ...]
+"""A tensor's shape, None where it is not known."""
+
 Path: TypeAlias = str | os.PathLike[str]
 """The name of a file or folder."""
 

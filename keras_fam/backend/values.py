@@ -8,7 +8,8 @@ from typing import Any, ParamSpec, TypeVar
 import keras
 from keras import ops
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def keeps_values(method: Callable[P, R]) -> Callable[P, R]:

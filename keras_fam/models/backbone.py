@@ -143,10 +143,10 @@ class FAMBackbone(
             for layer in family.decoder_layers
         ]
         self.layer_norm = family.final_norm
-        self.fam_prompt = None
-        self.state_passing = None
-        self.carried_state = None
-        self.learned_places = None
+        self.fam_prompt: FAMPrompt | None = None
+        self.state_passing: RandomStatePassing | None = None
+        self.carried_state: Any = None  # `CarriedState`
+        self.learned_places: LearnedPlaces | None = None
         self._add_memory(options, backbone)
 
         # === Functional Model ===
@@ -177,10 +177,10 @@ class FAMBackbone(
         # Positions are counted modulo what every ring of blocks and a table of positions divide.
         self.position_period = position_period([options.slots, *rings], table_length)
         if fam_length:
-            self.fam_prompt = FAMPrompt(fam_length, dtype=dtype, name="fam_prompt")
-            self.fam_prompt.build((None, None, dim))
+            prompt = self.fam_prompt = FAMPrompt(fam_length, dtype=dtype, name="fam_prompt")
+            prompt.build((None, None, dim))
             tokens = keras.random.randint((fam_length,), 0, backbone.vocabulary_size)
-            self.fam_prompt.embeddings.assign(ops.cast(self.token_embedding(tokens), "float32"))
+            prompt.embeddings.assign(ops.cast(self.token_embedding(tokens), "float32"))
         if options.random_state_passing:
             self.state_passing = RandomStatePassing(options.random_state_passing, name="random_state_passing")
             for layer in self.transformer_layers:

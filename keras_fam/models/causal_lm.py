@@ -68,6 +68,8 @@ class FAMCausalLM(
 
     backbone_cls = FAMBackbone
     preprocessor_cls = keras_hub.models.CausalLMPreprocessor
+    backbone: FAMBackbone
+    preprocessor: Any
 
     def __init__(
         self,
@@ -251,7 +253,8 @@ class FAMCausalLM(
             TypeError, ValueError: see `FAMBackbone.stream`; texts for a model without a preprocessor.
         """
         if are_texts(inputs):
-            inputs = text_chunk(self.preprocessor, inputs, state)
+            chunk: Any = inputs
+            inputs = text_chunk(self.preprocessor, chunk, state)
         return self.backbone.stream_pieces(inputs, state, "logits", self._logits_piece)
 
     def _logits_piece(self, token_ids, padding_mask, state, last, count=None):

@@ -12,7 +12,8 @@ from keras_fam.backend.values import put_back
 from keras_fam.training.carried_state import evaluation_carries
 from keras_fam.types import Callbacks, Data, MixedIn, Verbosity
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def from_nothing(method: Callable[P, R]) -> Callable[P, R]:

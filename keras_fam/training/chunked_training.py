@@ -29,7 +29,7 @@ _COMPILE_ARGUMENTS = (
 class TrainsInPieces(MixedIn):
     """The methods of a `keras_hub.models.CausalLM` that a loss in pieces needs. `predict` and calls give logits."""
 
-    _token_metrics = None
+    _token_metrics: TokenMetrics | None = None
 
     def compile(
         self,
