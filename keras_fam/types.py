@@ -18,8 +18,8 @@ Shape: TypeAlias = tuple[int | None, ...]
 Path: TypeAlias = str | os.PathLike[str]
 """The name of a file or folder."""
 
-Verbosity: TypeAlias = Literal["auto", 0, 1, 2]
-"""What Keras prints of a run: nothing, a progress bar, a line an epoch; `"auto"` is mostly the bar."""
+Verbosity: TypeAlias = int | Literal["auto"]
+"""What Keras prints of a run: 0 nothing, 1 a progress bar, 2 a line an epoch; `"auto"` is mostly the bar."""
 
 Callbacks: TypeAlias = Sequence[keras.callbacks.Callback] | keras.callbacks.CallbackList | None
 """What Keras calls during a run."""

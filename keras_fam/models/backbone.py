@@ -284,6 +284,7 @@ class FAMBackbone(
     # === Serialization ===
 
     def get_config(self) -> dict[str, Any]:
+        """The stock backbone's configuration and the options of memory, for `from_config`."""
         config = super().get_config()
         stock = config["backbone"] = keras.saving.serialize_keras_object(self.family.backbone)
         for name in self.family.unsaved_arguments:
@@ -294,6 +295,14 @@ class FAMBackbone(
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
+        """The model that `get_config` described, with new weights.
+
+        Args:
+            config: dict, of `get_config`.
+
+        Returns:
+            `FAMBackbone`.
+        """
         config = dict(config)
         stock = config.pop("backbone")
         dtype = config.pop("dtype", None)
