@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from keras_fam.arguments import DEFAULT, given
 from keras_fam.backend.quantized import keep_gradient
 from keras_fam.types import MixedIn
 
@@ -92,19 +93,24 @@ class CompiledModel(CompiledFunctions):
         self.drop_stale_functions()
         return super().make_predict_function(force)
 
-    def quantize(self, *args: Any, **kwargs: Any) -> None:
+    def quantize(
+        self, mode: str | None = DEFAULT, config: Any = DEFAULT, filters: Any = DEFAULT, **kwargs: Any
+    ) -> None:
         """Makes the model's weights integers, as `keras.Model.quantize` does. Enable LoRA afterwards, if at all.
 
         Args:
-            *args: see `keras.Model.quantize`: the mode first, such as `"int8"`.
-            **kwargs: see there.
+            mode: str, such as `"int8"`.
+            config: `keras.quantizers.QuantizationConfig`, or None.
+            filters: see `keras.Model.quantize`: which layers.
+            **kwargs: what Keras takes too.
 
         Raises:
             ValueError: what Keras refuses.
         """
+        kwargs |= given(locals(), "mode", "config", "filters")
         if hasattr(self, "backbone"):  # A task's tokenizer is a layer too, and one that Keras refuses to quantize.
-            return self.backbone.quantize(*args, **kwargs)
-        super().quantize(*args, **kwargs)
+            return self.backbone.quantize(**kwargs)
+        super().quantize(**kwargs)
         keep_gradient(self.token_embedding)
 
     def _check_optimizer(self):
