@@ -1,5 +1,7 @@
 """Buffers of fixed size that are written piece by piece, and pieces put together."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -60,7 +62,7 @@ def cut(x: Tensor, start: int, stop: int) -> Tensor:
     return ops.convert_to_tensor(x[:, start:stop])
 
 
-def is_concrete(x) -> bool:
+def is_concrete(x: Any) -> bool:
     """Whether the values of `x` can be looked at now: not a symbolic tensor and not inside a compiled function."""
     if isinstance(x, keras.KerasTensor):
         return False

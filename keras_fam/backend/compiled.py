@@ -1,30 +1,44 @@
 """Functions of a model's variables, compiled where the backend compiles, and dropped once the variables are others."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 
+from keras_fam.arguments import DEFAULT, given
 from keras_fam.backend.quantized import keep_gradient
+from keras_fam.types import MixedIn
 
 # Where Keras and KerasHub keep what they compiled.
 KEPT_FUNCTIONS = ("train_function", "test_function", "predict_function", "generate_function")
 
 
-class CompiledFunctions:
+class CompiledFunctions(MixedIn):
     """A layer or model that keeps compiled functions for as long as they read the variables that it has.
 
     LoRA, quantization and `trainable = ...` change what a function has to read. A graph that was compiled before goes
     on with the variables that it knew. So every function is asked for here, and all are dropped if something changed.
     """
 
-    _compiled_for = None
+    _compiled_for: int | None = None
+    _compiled: dict[str, Callable]
 
-    def inference(self, name, function):
-        """`function` compiled by `compile_inference`, and kept under `name`."""
+    def inference(self, name: str, function: Callable) -> Callable:
+        """A function compiled without gradients, and kept for the next time.
+
+        Args:
+            name: str, under which it is kept.
+            function: callable of nested structures of tensors, with hashable keyword arguments.
+
+        Returns:
+            A callable with the same arguments.
+        """
         self.drop_stale_functions()
         if name not in self._compiled:
             self._compiled[name] = compile_inference(self, function)
         return self._compiled[name]
 
-    def drop_stale_functions(self):
+    def drop_stale_functions(self) -> None:
         """Drops all that was compiled if the variables, or which of them train, are others than they were then."""
         variables = hash((self.dtype_policy.name, *((id(v), v.trainable) for v in self.variables)))
         if variables == self._compiled_for:
@@ -39,24 +53,64 @@ class CompiledFunctions:
 class CompiledModel(CompiledFunctions):
     """`CompiledFunctions` for the functions that `keras.Model` compiles."""
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> Callable:
+        """The compiled step of `fit`; see `keras.Model.make_train_function`.
+
+        Args:
+            force: bool. Whether it is made anew if there is one.
+
+        Returns:
+            Callable.
+
+        Raises:
+            ValueError: the optimizer was made for other variables than those that train now.
+        """
         self.drop_stale_functions()
         self._check_optimizer()
         return super().make_train_function(force)
 
-    def make_test_function(self, force=False):
+    def make_test_function(self, force: bool = False) -> Callable:
+        """The compiled step of `evaluate`; see `keras.Model.make_test_function`.
+
+        Args:
+            force: bool. Whether it is made anew if there is one.
+
+        Returns:
+            Callable.
+        """
         self.drop_stale_functions()
         return super().make_test_function(force)
 
-    def make_predict_function(self, force=False):
+    def make_predict_function(self, force: bool = False) -> Callable:
+        """The compiled step of `predict`; see `keras.Model.make_predict_function`.
+
+        Args:
+            force: bool. Whether it is made anew if there is one.
+
+        Returns:
+            Callable.
+        """
         self.drop_stale_functions()
         return super().make_predict_function(force)
 
-    def quantize(self, *args, **kwargs):
-        """See `keras.Model.quantize`."""
+    def quantize(
+        self, mode: str | None = DEFAULT, config: Any = DEFAULT, filters: Any = DEFAULT, **kwargs: Any
+    ) -> None:
+        """Makes the model's weights integers, as `keras.Model.quantize` does. Enable LoRA afterwards, if at all.
+
+        Args:
+            mode: str, such as `"int8"`.
+            config: `keras.quantizers.QuantizationConfig`, or None.
+            filters: see `keras.Model.quantize`: which layers.
+            **kwargs: what Keras takes too.
+
+        Raises:
+            ValueError: what Keras refuses.
+        """
+        kwargs |= given(locals(), "mode", "config", "filters")
         if hasattr(self, "backbone"):  # A task's tokenizer is a layer too, and one that Keras refuses to quantize.
-            return self.backbone.quantize(*args, **kwargs)
-        super().quantize(*args, **kwargs)
+            return self.backbone.quantize(**kwargs)
+        super().quantize(**kwargs)
         keep_gradient(self.token_embedding)
 
     def _check_optimizer(self):
@@ -64,7 +118,8 @@ class CompiledModel(CompiledFunctions):
         optimizer = getattr(self, "optimizer", None)
         if optimizer is None or not optimizer.built:
             return
-        known = {id(v): v.path for v in getattr(optimizer, "_trainable_variables", self.trainable_variables)}
+        made_for: Any = getattr(optimizer, "_trainable_variables", self.trainable_variables)
+        known = {id(v): v.path for v in made_for}
         trained = {id(v): v.path for v in self.trainable_variables}
         new = [path for key, path in trained.items() if key not in known]
         # The others update the variables that they are given; jax hands over all of them at once.
@@ -77,7 +132,7 @@ class CompiledModel(CompiledFunctions):
             )
 
 
-def compile_inference(model, function):
+def compile_inference(model: keras.Model, function: Callable) -> Callable:
     """`function(*tensors)`, without gradients, compiled once per shape and per value of its keyword arguments.
 
     Args:
@@ -97,7 +152,7 @@ def compile_inference(model, function):
     return without_gradients(function)
 
 
-def without_gradients(function):
+def without_gradients(function: Callable) -> Callable:
     """`function` for use inside a compiled one: torch does not record it."""
     if keras.config.backend() != "torch":
         return function

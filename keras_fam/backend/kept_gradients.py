@@ -16,7 +16,7 @@ def gradients_forgotten():
     graph and the weights that it reads: about 100 MB for every small model that was ever trained. A step that has its
     gradient asks for none again.
     """
-    names = []
+    names: list[str] = []
     try:
         with _made.set(names):
             yield

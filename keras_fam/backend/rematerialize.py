@@ -2,21 +2,33 @@
 
 import functools
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
 from keras_fam.backend import on_jax_cpu
+from keras_fam.types import MixedIn
 
 
-class RematerializesPurely:
+class RematerializesPurely(MixedIn):
     """A layer with `call_around(rematerialize, *args)`: `call`, with only what is pure inside `rematerialize`.
 
     A seed that is drawn, or a weight that is assigned, in what Keras rematerialises would be so twice, with another
     mask in the backward pass (torch, tensorflow), or be refused (jax).
     """
 
-    def rematerialized_call(self, layer_call, *args, **kwargs):
-        """Keras's hook for `keras.RematScope`."""
+    def rematerialized_call(self, layer_call: Callable, *args: Any, **kwargs: Any) -> Callable:
+        """Keras's hook for `keras.RematScope`.
+
+        Args:
+            layer_call: `call` of this layer, in whose place `call_around` is used.
+            *args: what Keras's own hook takes.
+            **kwargs: what Keras's own hook takes.
+
+        Returns:
+            Callable with the arguments of `call`, which computes the layer twice if the scope says so.
+        """
         hook = super().rematerialized_call
 
         def rematerialize(compute):

@@ -2,24 +2,29 @@
 
 import contextlib
 import functools
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
 
 import keras
 from keras import ops
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def keeps_values(method):
+
+def keeps_values(method: Callable[P, R]) -> Callable[P, R]:
     """`fit`, `evaluate` or `predict` of a model, which keeps its values if the data or a check raises an error."""
 
     @functools.wraps(method)
-    def run(self, *args, **kwargs):
-        with _values_outlive_errors(self):
-            return method(self, *args, **kwargs)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _values_outlive_errors(args[0]):
+            return method(*args, **kwargs)
 
     return run
 
 
 @contextlib.contextmanager
-def _values_outlive_errors(model):
+def _values_outlive_errors(model: Any) -> Iterator[None]:
     """Inside, an error leaves a model with its values.
 
     On jax Keras takes the values out of the variables while `fit`, `evaluate` and `predict` run. It puts them back at
@@ -52,7 +57,7 @@ class KeepsValues:
 
 
 @contextlib.contextmanager
-def put_back(variables: list[keras.Variable]):
+def put_back(variables: list[keras.Variable]) -> Iterator[None]:
     """Inside, `variables` may change. At the end they have the values from before, on every device its own."""
     kept = [(place, ops.copy(value)) for variable in variables for place, value in _places(variable)]
     try:

@@ -93,7 +93,8 @@ def deal_files(paths: list[str], rows: int) -> list[list[str]]:
         list of `min(rows, len(paths))` lists: further rows have no document.
     """
     rows = min(rows, len(paths))
-    dealt, loads = [[] for _ in range(rows)], np.zeros(rows)
+    dealt: list[list[int]] = [[] for _ in range(rows)]
+    loads = np.zeros(rows)
     sizes = [os.path.getsize(path) for path in paths]
     for index in sorted(range(len(paths)), key=lambda i: -sizes[i]):
         row = int(loads.argmin())

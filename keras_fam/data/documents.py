@@ -4,7 +4,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -13,6 +13,10 @@ from keras_fam.checks import check_flag, check_integer, check_keywords, check_pr
 from keras_fam.data.checks import MAX_INT, check_ids, check_size
 from keras_fam.data.document_files import Paths, check_text, deal_files, find_files, split_files
 from keras_fam.data.tokenizing import check_tokenizer, read_pieces
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+    import torch
 
 Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
 SUBSETS = ("training", "validation")
@@ -105,15 +109,17 @@ class DocumentStream(keras.utils.PyDataset):
         self.verbose = check_integer("verbose", verbose, 0, 2)
         _check_split(validation_split, subset)
         self.paths = find_files(paths)
-        if subset is not None:
+        if subset is not None and validation_split is not None:
             self.paths = split_files(self.paths, validation_split, subset, self.seed)
         for path in self.paths:
             check_text(path, self.chunk_size)
         self.rows = deal_files(self.paths, self.batch_size)
-        self._num_batches = None
+        self._num_batches: int | None = None
         self._lock = threading.Lock()
         self._epochs = self._counted_epochs()
-        self._readers = []  # (index of the next batch, reader), the one used last at the end
+        self._readers: list[
+            tuple[int, Iterator[Batch]]
+        ] = []  # (index of the next batch, reader), the one used last at the end
 
     @classmethod
     def both(
@@ -135,7 +141,7 @@ class DocumentStream(keras.utils.PyDataset):
             sequence_length: int.
             validation_split: float in (0, 1).
             seed: int, or None.
-            options: `start_token_id`, `end_token_id`, `chunk_size`, `verbose` and `shuffle`. The last is for training
+            **options: `start_token_id`, `end_token_id`, `chunk_size`, `verbose` and `shuffle`. The last is for training
                 alone: validation keeps the order given.
 
         Returns:
@@ -282,7 +288,7 @@ class DocumentStream(keras.utils.PyDataset):
 
     # === As other datasets ===
 
-    def as_tf_data(self):
+    def as_tf_data(self) -> "tf.data.Dataset":
         """The same batches as a `tf.data.Dataset`; every iteration over it is one epoch. Needs tensorflow."""
         import tensorflow as tf
 
@@ -291,7 +297,7 @@ class DocumentStream(keras.utils.PyDataset):
         signature = (inputs, ids, tf.TensorSpec(ids.shape, tf.float32))
         return tf.data.Dataset.from_generator(self._counted_epochs(), output_signature=signature)
 
-    def as_torch_loader(self):
+    def as_torch_loader(self) -> "torch.utils.data.DataLoader":
         """The same batches as a `torch.utils.data.DataLoader`; every iteration over it is one epoch. Needs torch."""
         import torch
 

@@ -1,7 +1,7 @@
 """Answers to questions about keys, counted by how long a key was held and how old the text was."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class PassKeyScore(NamedTuple):
 
     age: int
     distance: int
-    count: int
+    count: int  # type: ignore[assignment]  # A tuple's own `count` is of no use here.
     right: float
     previous: float
 
@@ -57,7 +57,7 @@ class PassKeyScores:
 
     def __init__(
         self,
-        task,
+        task: Any,
         distances: Sequence[int] = (2, 8, 36, 128, 600),
         ages: Sequence[int] = (1, 100, 1000, 5000),
     ):

@@ -1,7 +1,7 @@
 """Text from files in pieces, and tokens from any tokenizer."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 # Matches end in front of the last run of whitespace, and in front of the last whitespace character.
@@ -37,7 +37,7 @@ def check_tokenizer(tokenizer: Any) -> Callable[[str], Any]:
     return tokenize
 
 
-def read_pieces(path: str, chunk_size: int) -> Iterator[str]:
+def read_pieces(path: str, chunk_size: int) -> Generator[str, None, None]:
     """Reads a text file in pieces that together are its text.
 
     Pieces are cut in front of whitespace, where tokenizers that split at words cut too; only a word of at least

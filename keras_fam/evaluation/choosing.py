@@ -93,7 +93,7 @@ class MultipleChoice(Task):
 
 def _listed_choices(text):
     """The choices in the first lines of a text, `(A) ...`, `(B) ...` and so on, and the text behind them."""
-    lines, choices = text.lstrip("\n").split("\n"), []
+    lines, choices = text.lstrip("\n").split("\n"), list[str]()
     for line in lines:
         match = _CHOICE.fullmatch(line)
         if not match or match[1] != chr(ord("A") + len(choices)):

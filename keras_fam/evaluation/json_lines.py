@@ -51,7 +51,7 @@ class JsonLines:
         if not os.path.isfile(check_path("path", path)):
             raise FileNotFoundError(f"`path` must name an existing file. Received: {os.fspath(path)!r}.")
         self.path, self.broken, self.checksum = os.fspath(path), [], 0
-        self._entries = {}  # id: (offset of its first line, checksum of its input, outputs)
+        self._entries: dict[str, tuple] = {}  # id: (offset of its first line, checksum of its input, outputs)
         with open(self.path, "rb") as file:
             for number, (offset, line) in enumerate(_lines(file), 1):
                 self.checksum = zlib.crc32(line, self.checksum)
@@ -123,4 +123,4 @@ def _record(line):
     for label, texts in (("output", outputs), ("choices", [""] if choices is None else choices)):
         if not isinstance(texts, list) or not texts or not all(isinstance(each, str) for each in texts):
             raise ValueError(f"`{label}` must be a str or a list of str, received {texts!r:.80}")
-    return Record(str(name), text, list(outputs), choices)
+    return Record(str(name), text, list(outputs or ()), choices)

@@ -70,7 +70,7 @@ class NextTokens(Task):
             hidden, state = lm.backbone.piece(token_ids, padding_mask, state, last=True)
             return block_losses_and_right(lm, hidden, targets), state
 
-        document, pages = Document(token_chunks(lm, example.input, "paths")), []
+        document, pages = Document(token_chunks(lm, example.input, "paths")), list[np.ndarray]()
         for start, scores, scored in scores_in_blocks(lm, [document], 1, "losses_and_right", of_block):
             places = (start + np.flatnonzero(scored[0])) // self.page
             for page in np.unique(places):

@@ -32,7 +32,8 @@ class _PassKeys(Task):
                 text, key = self.make(blocks, np.random.default_rng([self.seed, blocks, index]))
                 yield Example(f"{blocks} blocks, {index}", text, key, f"{blocks} blocks")
 
-    def make(self, blocks, rng):
+    def make(self, blocks: int, rng: np.random.Generator) -> tuple[Any, Any]:
+        """Text and key of one example: for subclasses to say."""
         raise NotImplementedError
 
     def check(self, lm: Any) -> None:
@@ -75,7 +76,16 @@ class PassKeyTokens(_PassKeys):
             )
         self.task = task
 
-    def make(self, blocks, rng):
+    def make(self, blocks: int, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
+        """Makes the text of one example.
+
+        Args:
+            blocks: int, in front of the question.
+            rng: `numpy.random.Generator`, which draws filler and key.
+
+        Returns:
+            `(token ids, answer)`: int `[length]`, and the key's tokens.
+        """
         token_ids, keys = self.task.prompt(1, blocks, rng)
         return token_ids[0], self.task.answers(keys)[0].tolist()
 
@@ -139,7 +149,16 @@ class PassKeyWords(_PassKeys):
         self.key_length = check_integer("key_length", key_length, 1)
         self.make(min(self.blocks), np.random.default_rng(0))  # Too short is said here.
 
-    def make(self, blocks, rng):
+    def make(self, blocks: int, rng: np.random.Generator) -> tuple[str, str]:
+        """Makes the text of one example.
+
+        Args:
+            blocks: int, of the text.
+            rng: `numpy.random.Generator`, which draws filler and key.
+
+        Returns:
+            `(prompt, key)`: the text up to its question, and the key's digits.
+        """
         text = passkey_text(self.tokenizer, blocks, self.block_size, self.key_length, rng)
         return text.prompt, text.key
 
@@ -153,7 +172,7 @@ class PassKeyWords(_PassKeys):
 
     def evaluate(self, prediction: str, reference: str) -> dict[str, float]:
         number = re.search(r"\d+", prediction)
-        return {"right": float(bool(number) and number[0] == reference)}
+        return {"right": float(number is not None and number[0] == reference)}
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "block_size": self.block_size, "key_length": self.key_length}

@@ -24,7 +24,8 @@ def read_context(lm: Any, text: Any) -> tuple[Any, int]:
     Raises:
         ValueError: a text without tokens, or token ids out of the vocabulary.
     """
-    state, rest, size = lm.initial_state(1), [], lm.backbone.block_size
+    state, size = lm.initial_state(1), lm.backbone.block_size
+    rest: list[int] = []
     for tokens in token_chunks(lm, text, "input"):
         rest = [*rest, *tokens]
         whole = max(0, len(rest) - 1) // size * size  # At least one token stays.

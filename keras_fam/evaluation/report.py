@@ -34,7 +34,7 @@ class Score(NamedTuple):
     mean: float
     low: float | None
     high: float | None
-    count: int
+    count: int  # type: ignore[assignment]  # A tuple's own `count` is of no use here.
 
 
 class Report(NamedTuple):
@@ -54,7 +54,9 @@ class Report(NamedTuple):
 
     def __repr__(self):
         models = list(dict.fromkeys(score.model for score in self.scores))
-        cells = {(score.task, score.group, score.metric): {} for score in self.scores}
+        cells: dict[tuple[str, str, str], dict[str, str]] = {
+            (score.task, score.group, score.metric): {} for score in self.scores
+        }
         for score in self.scores:
             cells[score.task, score.group, score.metric][score.model] = _words(score)
         rows = [("task", "examples", "metric", *models)]
@@ -85,7 +87,7 @@ def report_of(tasks: dict[str, Any]) -> Report:
 
 def _values(examples, group):
     """`{metric: {id: value}}` of a group, or of all examples."""
-    values = {}
+    values: dict[str, dict[str, float]] = {}
     for example in examples:
         if group in ("", example["group"]):
             for metric, value in example["scores"].items():

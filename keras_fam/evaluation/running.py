@@ -70,7 +70,7 @@ def _run(results, task, model, lm, answered, verbose):
     if verbose:
         print(f"{task.name}: {model}" + (f", {len(answered)} examples done before" if answered else ""), flush=True)
     total = len(task) if hasattr(task, "__len__") else None
-    progress, done, seen = keras.utils.Progbar(total, verbose=verbose, unit_name="example"), 0, set()
+    progress, done, seen = keras.utils.Progbar(total, verbose=verbose, unit_name="example"), 0, set[str]()
     for example in task.examples():
         _check_example(task, example, seen)
         done += 1

@@ -50,7 +50,7 @@ class Task:
     ```
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str) -> None:
         if not isinstance(name, str) or not name:
             raise TypeError(f"`name` must be a str that is not empty. Received: name={name!r}.")
         self.name = name
@@ -60,14 +60,37 @@ class Task:
         raise NotImplementedError
 
     def check(self, lm: Any) -> None:
-        """Raises TypeError or ValueError if `lm` cannot do this task: called before any work begins."""
+        """Refuses a model that cannot do this task: called before any work begins.
+
+        Args:
+            lm: `FAMCausalLM`.
+
+        Raises:
+            TypeError, ValueError: by what it lacks.
+        """
 
     def predict(self, lm: Any, example: Example) -> Any:
-        """A model's answer: what JSON holds, so str, numbers, lists and dicts of them."""
+        """A model's answer.
+
+        Args:
+            lm: `FAMCausalLM`.
+            example: `Example` of this task.
+
+        Returns:
+            What JSON holds: str, numbers, lists and dicts of them.
+        """
         raise NotImplementedError
 
     def evaluate(self, prediction: Any, reference: Any) -> dict[str, float]:
-        """The scores of an answer, by metric. A metric may be missing where it means nothing."""
+        """The scores of an answer, by metric.
+
+        Args:
+            prediction: an answer, of `predict`.
+            reference: `Example.reference`.
+
+        Returns:
+            dict of metric to float. A metric may be missing where it means nothing.
+        """
         raise NotImplementedError
 
     def get_config(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import uuid
 try:
     import fcntl
 except ImportError:  # Windows: nothing is locked, so nothing that is left over is removed.
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 PREFIX = ".keras_fam-"
 # What a temporary holds: something half written; all of the new folder; the old folder, out of the way.

@@ -83,5 +83,5 @@ def checksum(header, arrays):
     described = {name: [array.dtype.name, list(array.shape)] for name, array in arrays.items()}
     sha256 = hashlib.sha256(json.dumps([header, described], sort_keys=True).encode())
     for name in sorted(arrays):
-        sha256.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8))
+        sha256.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
     return sha256.hexdigest()

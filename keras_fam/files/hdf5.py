@@ -42,7 +42,7 @@ def read(file, size):
     base, _, end, _, _, root = struct.unpack_from("<6Q", superblock, 24)
     if base != 0 or end != size:
         raise ValueError(f"{size} bytes, where the superblock says {end}")
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     messages = _messages(source, root)
     attributes = dict(_attribute(source, body) for kind, body in messages if kind == _ATTRIBUTE)
     _read_group(source, [each for each in messages if each[0] != _ATTRIBUTE], (), arrays)
@@ -72,7 +72,7 @@ def _messages(source, address):
     version, count, length = struct.unpack("<BxH4xI4x", source.at(address, 16))
     if version != 1:
         raise ValueError("an object header of another version")
-    blocks, messages = [(address + 16, length)], []
+    blocks, messages = [(address + 16, length)], list[tuple[int, bytes]]()
     while blocks and len(messages) < count:
         data, place = source.at(*blocks.pop()), 0
         while place + 8 <= len(data) and len(messages) < count:

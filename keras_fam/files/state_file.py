@@ -100,7 +100,7 @@ def _check(arrays, layers):
     """Names, dtypes, shapes that agree with each other, finite values, and a position that can be."""
     if set(arrays) != {name for name, _, _ in names(layers, arrays)}:
         raise ValueError(f"{len(arrays)} arrays, not those of {layers} layers")
-    sizes = {}
+    sizes: dict[tuple[str, str], int] = {}
     for name, dtypes, axes in names(layers, arrays):
         array = arrays[name]
         if array.dtype.name not in dtypes or array.ndim != len(axes):
@@ -137,7 +137,7 @@ def _check_header(header, members):
         FORMAT: {"format", "layers", "dtypes", "shapes", "sha256"},
         FORMAT_1: {"format", "layers", "dtypes"},
     }
-    if not isinstance(header, dict) or set(header) != keys.get(header.get("format")):
+    if not isinstance(header, dict) or set(header) != keys.get(header.get("format", "")):
         raise ValueError("the header is no state's, or of an unknown format")
     layers = check_integer("the number of layers", header["layers"], 1, min(_MAX_LAYERS, len(members)))
     expected = {name for name, _, _ in names(layers, members)}
@@ -202,5 +202,4 @@ def _array(archive, info, stored, expected_shape=None):
         data = member.read(count * dtype.itemsize)
     if dtype.kind == "b" and data.translate(None, b"\0\1"):
         raise ValueError(f"{info.filename!r} holds what is no bool")
-    order = "F" if found[2] == b"True" else "C"
-    return np.frombuffer(data, dtype).reshape(shape, order=order).copy()
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if found[2] == b"True" else "C").copy()

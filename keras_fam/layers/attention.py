@@ -1,5 +1,6 @@
 """The attention half of a TransformerFAM decoder layer."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -21,7 +22,7 @@ from keras_fam.memory.options import MemoryOptions
 from keras_fam.memory.parts import DecoderParts
 from keras_fam.memory.sequence import attend_prompt, attend_sequence
 from keras_fam.memory.state import Beginning
-from keras_fam.types import Tensor
+from keras_fam.types import Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
@@ -94,8 +95,8 @@ class FeedbackAttention(RematerializesPurely, keras.layers.Layer):
         truncate_bptt: int | None = None,
         memory_span: float | tuple[float, ...] | None = None,
         kernel_initializer: Any = "glorot_uniform",
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.num_query_heads = check_integer("num_query_heads", num_query_heads, 1)
         self.num_key_value_heads = check_integer("num_key_value_heads", num_key_value_heads, 1)
@@ -124,7 +125,16 @@ class FeedbackAttention(RematerializesPurely, keras.layers.Layer):
         self.kernel_initializer = check_initializer("kernel_initializer", kernel_initializer)
         self.supports_masking = True
 
-    def build(self, inputs_shape, fam_shape=None):
+    def build(self, inputs_shape: Shape, fam_shape: Shape | None = None) -> None:
+        """Makes the layer's weights.
+
+        Args:
+            inputs_shape: tuple, `[batch, length, d]`.
+            fam_shape: tuple, `[1 or batch, N, d]`, or None without FAM.
+
+        Raises:
+            ValueError: shapes that do not go together.
+        """
         check_layer_shapes(self.options.block_size, inputs_shape, fam_shape)
 
         def projection(equation, name, shape, bias_axes):
@@ -168,10 +178,42 @@ class FeedbackAttention(RematerializesPurely, keras.layers.Layer):
     def call(
         self, inputs: Tensor, fam: Tensor | None = None, inputs_mask: Tensor | None = None, training: bool | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attention over a whole sequence; see the class.
+
+        Args:
+            inputs: float `[batch, length, d]`.
+            fam: float `[1 or batch, N, d]`, or None.
+            inputs_mask: `[batch, length]`, True for real tokens, or None.
+            training: bool or None.
+
+        Returns:
+            `[batch, length, d]`, without residual; with `fam`, a pair of it and the prompt's own attention output.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong type or shape, by name.
+        """
         return self.call_around(lambda compute: compute, inputs, fam, inputs_mask, training)
 
-    def call_around(self, rematerialize, inputs, fam=None, inputs_mask=None, training=None):
-        """`call`, with all but the drawing of seeds inside `rematerialize`."""
+    def call_around(
+        self,
+        rematerialize: Callable[[Callable], Callable],
+        inputs: Tensor,
+        fam: Tensor | None = None,
+        inputs_mask: Tensor | None = None,
+        training: bool | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """`call`, with all but the drawing of seeds inside `rematerialize`.
+
+        Args:
+            rematerialize: callable from a function of tensors to one that computes the same.
+            inputs: see `call`.
+            fam: see `call`.
+            inputs_mask: see `call`.
+            training: see `call`.
+
+        Returns:
+            As `call`.
+        """
         inputs_mask = keras_mask(inputs) if inputs_mask is None else inputs_mask
         check_layer_call(self.options, inputs, fam, inputs_mask)
         core, seeds = Core(self.parts, self.options), self.parts.draw_seeds(training)
@@ -182,18 +224,52 @@ class FeedbackAttention(RematerializesPurely, keras.layers.Layer):
 
         return rematerialize(compute)(inputs, *(() if fam is None else (fam,)))
 
-    def compute_mask(self, inputs, previous_mask):
+    def compute_mask(self, inputs: Any, previous_mask: Tensor) -> Tensor:
+        """The mask of the outputs is that of the inputs.
+
+        Args:
+            inputs: the tensors of a call.
+            previous_mask: mask of each, or None.
+
+        Returns:
+            `previous_mask`.
+        """
         return previous_mask
 
-    def compute_output_shape(self, inputs_shape, fam_shape=None):
+    def compute_output_shape(self, inputs_shape: Shape, fam_shape: Shape | None = None) -> Shape | tuple[Shape, Shape]:
+        """Outputs are shaped like inputs.
+
+        Args:
+            inputs_shape: tuple, `[batch, length, d]`.
+            fam_shape: tuple, `[1 or batch, N, d]`, or None without FAM.
+
+        Returns:
+            `[batch, length, d]`; with `fam_shape` a pair of it and `[1 or batch, N, d]`.
+        """
         return inputs_shape if fam_shape is None else (inputs_shape, fam_shape)
 
-    def compute_output_spec(self, inputs, fam=None, inputs_mask=None, training=None):
+    def compute_output_spec(
+        self, inputs: Tensor, fam: Tensor | None = None, inputs_mask: Tensor | None = None, training: bool | None = None
+    ) -> Any:
+        """Shapes and dtypes of the outputs, as `keras.KerasTensor`.
+
+        Args:
+            inputs: see `call`.
+            fam: see `call`.
+            inputs_mask: see `call`.
+            training: see `call`.
+
+        Returns:
+            `keras.KerasTensor`, or a pair of them.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong type or shape, by name.
+        """
         check_layer_call(self.options, inputs, fam, inputs_mask)
         outputs = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
         return outputs if fam is None else (outputs, keras.KerasTensor(fam.shape, dtype=self.compute_dtype))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         options = self.options.get_config()
         options.pop("memory_gate")  # A gate is a weight of `FAMDecoderBlock`.
         return {

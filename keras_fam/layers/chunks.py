@@ -1,7 +1,10 @@
 """How a chunk of any length is read in pieces that stay inside blocks."""
 
+from collections.abc import Callable
+
 from keras import ops
 
+from keras_fam.memory.state import StreamState
 from keras_fam.types import Tensor
 
 
@@ -28,7 +31,9 @@ def spans(length: int, place: int, block_size: int) -> list[tuple[int, int]]:
     return cuts
 
 
-def read_traced(piece, token_ids: Tensor, padding_mask: Tensor, state, block_size: int):
+def read_traced(
+    piece: Callable, token_ids: Tensor, padding_mask: Tensor, state: StreamState, block_size: int
+) -> tuple[Tensor, StreamState]:
     """Reads a chunk inside a compiled function, where its place in the block is not known when the trace is made.
 
     The tokens up to the end of the block are read one by one, then whole blocks, then the rest as one piece. A chunk of

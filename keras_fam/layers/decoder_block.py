@@ -1,7 +1,7 @@
 """A whole Transformer decoder layer with Feedback Attention Memory, made from hyperparameters."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import keras
 
@@ -10,6 +10,7 @@ from keras_fam.families.activations import gelu
 from keras_fam.layers.attention import FeedbackAttention
 from keras_fam.layers.decoder_layer import FAMDecoderLayer
 from keras_fam.memory.options import MemoryOptions
+from keras_fam.types import Shape
 
 NORMALIZATIONS = {"rms_norm": keras.layers.RMSNormalization, "layer_norm": keras.layers.LayerNormalization}
 
@@ -104,8 +105,8 @@ class FAMDecoderBlock(FAMDecoderLayer):
         memory_span: float | tuple[float, ...] | None = None,
         memory_gate: float | None = None,
         kernel_initializer: Any = "glorot_uniform",
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         options = MemoryOptions(
             block_size, memory_segments, stop_gradient_memory, truncate_bptt, memory_span, memory_gate
         )
@@ -138,7 +139,16 @@ class FAMDecoderBlock(FAMDecoderLayer):
             name="attention",
         )
 
-    def build(self, inputs_shape, fam_shape=None):
+    def build(self, inputs_shape: Any, fam_shape: Shape | None = None) -> None:
+        """Makes the layer's weights.
+
+        Args:
+            inputs_shape: tuple, `[batch, length, d]`.
+            fam_shape: tuple, `[1 or batch, N, d]`, or None without FAM.
+
+        Raises:
+            ValueError: shapes that do not go together.
+        """
         check_layer_shapes(self.options.block_size, inputs_shape, fam_shape)
         dim, bias = inputs_shape[-1], self.attention.use_bias
 
@@ -190,7 +200,8 @@ class FAMDecoderBlock(FAMDecoderLayer):
         )
         super().build(inputs_shape, fam_shape)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        """The hyperparameters, from which `from_config` makes the same layer."""
         own = keras.layers.Layer.get_config(self)
         attention = {name: value for name, value in self.attention.get_config().items() if name not in own}
         return {
@@ -208,5 +219,13 @@ class FAMDecoderBlock(FAMDecoderLayer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """The layer that `get_config` described, with new weights.
+
+        Args:
+            config: dict, of `get_config`.
+
+        Returns:
+            `FAMDecoderBlock`.
+        """
         return cls(**config)

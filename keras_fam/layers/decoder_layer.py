@@ -1,8 +1,11 @@
 """A decoder layer with Feedback Attention Memory: the machine, for the parts of any layer."""
 
 import functools
+from collections.abc import Callable
+from typing import Any, Self
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_fam.backend.rematerialize import RematerializesPurely, rematerialize_blocks_alone
@@ -19,7 +22,7 @@ from keras_fam.memory.state import Beginning, Segments
 from keras_fam.memory.streaming import slots
 from keras_fam.training.carried_state import carries_on
 from keras_fam.training.run_state import SavesRunState
-from keras_fam.types import Tensor
+from keras_fam.types import Shape, Tensor
 
 
 def keras_mask(x):
@@ -68,7 +71,7 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, SavesRunState, keras.l
     ```
     """
 
-    def __init__(self, parts: DecoderParts, options: MemoryOptions, **kwargs):
+    def __init__(self, parts: DecoderParts, options: MemoryOptions, **kwargs: Any) -> None:
         self._init(options, **kwargs)
         for name, part in parts.layers().items():  # Tracked, and saved, under these names.
             setattr(self, f"part_{name}", part)
@@ -87,8 +90,13 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, SavesRunState, keras.l
         self.carried_state = []
         self.supports_masking = True
 
-    def build(self, inputs_shape, fam_shape=None):
-        """What this layer adds to its parts: nothing, or one gate."""
+    def build(self, inputs_shape: Any, fam_shape: Shape | None = None) -> None:
+        """What this layer adds to its parts: nothing, or one gate.
+
+        Args:
+            inputs_shape: tuple, `[batch, length, d]`, or None; not used.
+            fam_shape: tuple, `[1 or batch, N, d]`, or None; not used.
+        """
         if self.options.memory_gate is not None:
             start = keras.initializers.Constant(self.options.memory_gate)
             self.memory_gate = self.add_weight(name="memory_gate", shape=(), initializer=start, dtype="float32")
@@ -107,11 +115,22 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, SavesRunState, keras.l
     # === State between training steps ===
 
     def keep_last_fam(self, fam_length: int, hidden_dim: int) -> None:
-        """Random state passing: adds the non-trainable weight in which a training step leaves row 0's last FAM."""
+        """Random state passing: adds the non-trainable weight in which a training step leaves row 0's last FAM.
+
+        Args:
+            fam_length: int, N.
+            hidden_dim: int, d.
+        """
         self.last_fam = self._add_state("last_fam", (fam_length, hidden_dim), self.parts.fam_dtype)
 
     def carry_state(self, batch_size: int, fam_length: int, hidden_dim: int) -> None:
-        """Stateful training: adds the non-trainable weights from which the next training step goes on."""
+        """Stateful training: adds the non-trainable weights from which the next training step goes on.
+
+        Args:
+            batch_size: int, rows of a batch.
+            fam_length: int, N; 0 without FAM.
+            hidden_dim: int, d.
+        """
         parts, segments = self.parts, self.core.segments
         states = []
         if fam_length:
@@ -139,10 +158,49 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, SavesRunState, keras.l
         sink: Tensor | None = None,
         training: bool | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
+        """A whole sequence through the layer; see the class.
+
+        Args:
+            inputs: float `[batch, length, d]`, I.
+            fam: float `[1 or batch, N, d]`, the prompt at this layer, or None.
+            inputs_mask: `[batch, length]`, True for real tokens, or None.
+            carried: dict of `CarriedState` or `RandomStatePassing`, or None: the memory that training starts from.
+            sink: float `[1, 1, d]`, the start token at this layer, or None.
+            training: bool or None.
+
+        Returns:
+            O, `[batch, length, d]`; with `fam`, also the prompt for the layer above; with `sink`, also the start token
+            there: a tuple.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong type or shape, by name.
+        """
         return self.call_around(lambda compute: compute, inputs, fam, inputs_mask, carried, sink, training)
 
-    def call_around(self, rematerialize, inputs, fam=None, inputs_mask=None, carried=None, sink=None, training=None):
-        """`call`, with all but the drawing of seeds and the keeping of state inside `rematerialize`."""
+    def call_around(
+        self,
+        rematerialize: Callable[[Callable], Callable],
+        inputs: Tensor,
+        fam: Tensor | None = None,
+        inputs_mask: Tensor | None = None,
+        carried: dict[str, Tensor] | None = None,
+        sink: Tensor | None = None,
+        training: bool | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """`call`, with all but the drawing of seeds and the keeping of state inside `rematerialize`.
+
+        Args:
+            rematerialize: callable from a function of tensors to one that computes the same.
+            inputs: see `call`.
+            fam: see `call`.
+            inputs_mask: see `call`.
+            carried: see `call`.
+            sink: see `call`.
+            training: see `call`.
+
+        Returns:
+            As `call`.
+        """
         inputs_mask = keras_mask(inputs) if inputs_mask is None else inputs_mask
         check_layer_call(self.options, inputs, fam, inputs_mask, sink)
         inputs = ops.cast(inputs, self.compute_dtype)
@@ -193,7 +251,8 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, SavesRunState, keras.l
         if kept:
             valid = carried["valid"][:, self.options.memory_segments - self.core.segments :]
             # Copies: torch overwrites weights in place, and recomputation reads these once more.
-            segments = Segments(*(ops.copy(ops.cast(weight, self.compute_dtype)) for weight in kept), valid)
+            key, value = (ops.copy(ops.cast(weight, self.compute_dtype)) for weight in kept)
+            segments = Segments(key, value, valid)
         return Beginning(fam, carried["started"], segments), True
 
     def _wide(self, fam):
@@ -206,30 +265,85 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, SavesRunState, keras.l
             for weight, value in zip(self.carried_state, passed):
                 weight.assign(ops.cast(value, weight.dtype))
 
-    def attention_map(self, inputs: Tensor, head: int, fam: Tensor | None = None, sink: Tensor | None = None):
-        """One head's attention weights over `inputs` `[1, length, d]`; see `memory.maps.attention_map`."""
+    def attention_map(
+        self, inputs: Tensor, head: int, fam: Tensor | None = None, sink: Tensor | None = None
+    ) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """One head's attention weights; see `keras_fam.plot_attention`, which draws them.
+
+        Args:
+            inputs: float `[1, length, d]`.
+            head: int, index of the query head.
+            fam: float `[1, N, d]`, the prompt at this layer, or None.
+            sink: float `[1, 1, d]`, the start token at this layer, or None.
+
+        Returns:
+            `(weights, marks)`: float `[s, s]`, queries by keys, and the `(start, stop)` of the rows and columns of the
+            sink and of each FAM.
+        """
         return attention_map(self.core, inputs, Beginning(fam, sink=sink), head)
 
     # === Shapes and configuration ===
 
-    def compute_mask(self, inputs, previous_mask):
+    def compute_mask(self, inputs: Any, previous_mask: Tensor) -> Tensor:
+        """The mask of the outputs is that of the inputs.
+
+        Args:
+            inputs: the tensors of a call.
+            previous_mask: mask of each, or None.
+
+        Returns:
+            `previous_mask`.
+        """
         return previous_mask
 
-    def compute_output_shape(self, inputs_shape, fam_shape=None):
+    def compute_output_shape(self, inputs_shape: Shape, fam_shape: Shape | None = None) -> Shape | tuple[Shape, Shape]:
+        """Outputs are shaped like inputs.
+
+        Args:
+            inputs_shape: tuple, `[batch, length, d]`.
+            fam_shape: tuple, `[1 or batch, N, d]`, or None without FAM.
+
+        Returns:
+            `[batch, length, d]`; with `fam_shape` a pair of it and `[1 or batch, N, d]`.
+        """
         return inputs_shape if fam_shape is None else (inputs_shape, fam_shape)
 
-    def compute_output_spec(self, inputs, fam=None, inputs_mask=None, carried=None, sink=None, training=None):
+    def compute_output_spec(
+        self,
+        inputs: Tensor,
+        fam: Tensor | None = None,
+        inputs_mask: Tensor | None = None,
+        carried: dict[str, Tensor] | None = None,
+        sink: Tensor | None = None,
+        training: bool | None = None,
+    ) -> Any:
+        """Shapes and dtypes of the outputs, as `keras.KerasTensor`.
+
+        Args:
+            inputs: see `call`.
+            fam: see `call`.
+            inputs_mask: see `call`.
+            carried: see `call`.
+            sink: see `call`.
+            training: see `call`.
+
+        Returns:
+            `keras.KerasTensor`, or a tuple of them.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong type or shape, by name.
+        """
         check_layer_call(self.options, inputs, fam, inputs_mask, sink)
         shapes = [x.shape for x in (inputs, fam, sink) if x is not None]
         outputs = [keras.KerasTensor(shape, dtype=self.compute_dtype) for shape in shapes]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The parts one by one, so that the layer computes the same wherever it is loaded."""
         return {**super().get_config(), "parts": parts_to_config(self.parts), "options": self.options.get_config()}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         config = dict(config)
         parts, options = parts_from_config(config.pop("parts")), MemoryOptions(**config.pop("options"))
         return cls(parts, options, **config)

@@ -1,5 +1,7 @@
 """Places of a text of any length in a table of learned positions."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -30,7 +32,7 @@ class LearnedPlaces(keras.layers.Layer):
     ```
     """
 
-    def __init__(self, table_length: int, random_offset: bool = False, **kwargs):
+    def __init__(self, table_length: int, random_offset: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.table_length = table_length
         self.random_offset = random_offset

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_fam.checks import check_integer
-from keras_fam.types import Tensor
+from keras_fam.types import Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
@@ -40,13 +40,18 @@ class FAMPrompt(keras.layers.Layer):
     ```
     """
 
-    def __init__(self, fam_length: int, embeddings_initializer: Any = "uniform", **kwargs):
+    def __init__(self, fam_length: int, embeddings_initializer: Any = "uniform", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.fam_length = check_integer("fam_length", fam_length, 1)
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
         self.supports_masking = True
 
-    def build(self, inputs_shape):
+    def build(self, inputs_shape: Shape) -> None:
+        """Makes the table of embeddings, `[fam_length, d]`.
+
+        Args:
+            inputs_shape: tuple, `[batch, length, d]`.
+        """
         self.embeddings = self.add_weight(
             name="embeddings",
             shape=(self.fam_length, inputs_shape[-1]),
@@ -55,15 +60,40 @@ class FAMPrompt(keras.layers.Layer):
         )
 
     def call(self, inputs: Tensor = None) -> Tensor:
+        """The prompt.
+
+        Args:
+            inputs: float `[batch, length, d]`, token embeddings, or None: not read, but a part of a model's graph.
+
+        Returns:
+            `[1, fam_length, d]` in the compute dtype.
+        """
         return ops.cast(self.embeddings, self.compute_dtype)[None]
 
-    def compute_mask(self, inputs, previous_mask):
+    def compute_mask(self, inputs: Any, previous_mask: Tensor) -> None:
+        """The prompt has no padding.
+
+        Args:
+            inputs: the tensors of a call.
+            previous_mask: their mask, or None.
+
+        Returns:
+            None.
+        """
         return None
 
-    def compute_output_shape(self, inputs_shape):
+    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
+        """The shape of the prompt.
+
+        Args:
+            inputs_shape: tuple, `[batch, length, d]`.
+
+        Returns:
+            `[1, fam_length, d]`.
+        """
         return (1, self.fam_length, inputs_shape[-1])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "fam_length": self.fam_length,

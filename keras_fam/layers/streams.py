@@ -41,6 +41,9 @@ class StreamsAlone(CompiledFunctions):
 
         Returns:
             `keras_fam.StreamState` of one layer, of fixed size: nothing in it grows with the text.
+
+        Raises:
+            TypeError, ValueError: `batch_size` is no integer, or below 1.
         """
         batch_size = check_integer("batch_size", batch_size, 1)
         if fam is None:
@@ -49,7 +52,14 @@ class StreamsAlone(CompiledFunctions):
         return empty_state((layer,), batch_size, self.options)
 
     def lift_prompt(self, fam: Tensor) -> Tensor:
-        """The prompt `[1, N, d]`, or the sink `[1, 1, d]`, for the layer above."""
+        """The prompt, or the sink, for the layer above.
+
+        Args:
+            fam: float `[1, N, d]`, or `[1, 1, d]`, at this layer.
+
+        Returns:
+            Tensor of the same shape.
+        """
         return lift_prompt(self.core, ops.cast(fam, self.compute_dtype))
 
     def read(self, x: Tensor, state: StreamState, inputs_mask: Tensor | None = None) -> tuple[Tensor, StreamState]:
@@ -62,6 +72,10 @@ class StreamsAlone(CompiledFunctions):
 
         Returns:
             `(outputs, state)`: `[batch, length, d]`, and the state to go on with.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong type or shape, by name; a state of another layer, batch size
+                or dtype; a call inside of a compiled function.
         """
         check_layer_call(self.options, x)
         if x.shape[1] == 0 or x.shape[2] != self.parts.hidden_dim:
@@ -87,7 +101,16 @@ class StreamsAlone(CompiledFunctions):
         return join(outputs), state
 
     def layer_spec(self, batch_size: int, fam_length: int, sinks: int) -> LayerState:
-        """Shapes and dtypes of this layer's state as `keras.KerasTensor`; `sinks` is 1 with a sink, else 0."""
+        """Shapes and dtypes of this layer's state.
+
+        Args:
+            batch_size: int, parallel streams.
+            fam_length: int, N.
+            sinks: int, 1 with a sink, else 0.
+
+        Returns:
+            `LayerState` of `keras.KerasTensor`.
+        """
         parts = self.parts
         heads, rows = (parts.num_key_value_heads, parts.head_dim), batch_size
         fam = keras.KerasTensor((rows, fam_length, parts.hidden_dim), parts.fam_dtype)
@@ -111,7 +134,16 @@ class StreamsAlone(CompiledFunctions):
     # === For one of a model's layers, whose place and padding are the model's ===
 
     def begin_stream(self, fam: Tensor, sink: Tensor | None, batch_size: int | Tensor) -> LayerState:
-        """`LayerState` of a stream that has read nothing; see `memory.streaming.initial_layer_state`."""
+        """This layer's memory of a stream that has read nothing.
+
+        Args:
+            fam: float `[1, N, d]`, the prompt at this layer.
+            sink: float `[1, 1, d]`, the start token at this layer, or None.
+            batch_size: int, parallel streams.
+
+        Returns:
+            `LayerState`.
+        """
         return initial_layer_state(self.core, fam, batch_size, sink)
 
     def read_piece(
@@ -133,5 +165,14 @@ class StreamsAlone(CompiledFunctions):
         return self.parts.complete(attention, x), state
 
     def advance(self, state: LayerState, place: Place, started: Tensor) -> LayerState:
-        """Updates FAM from the full block at `place`; see `memory.streaming.advance_layer`."""
+        """Updates FAM from a block that is full.
+
+        Args:
+            state: `LayerState` that has read the block.
+            place: `keras_fam.memory.streaming.Place` of the block.
+            started: bool `[batch]`, rows whose FAM has read a block before.
+
+        Returns:
+            `LayerState`.
+        """
         return advance_layer(self.core, state, place, started) if state.fam.shape[1] else state

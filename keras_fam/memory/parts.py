@@ -1,8 +1,8 @@
 """What FAM borrows of a decoder layer: its projections, norms and feed-forward. FAM adds no weight of its own."""
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import keras
 from keras import ops
@@ -55,7 +55,7 @@ class DecoderParts:
     gate: keras.layers.Layer | None = None
     down: keras.layers.Layer | None = None
     post_ffw_norm: keras.layers.Layer | None = None
-    activation: Callable[[Tensor], Tensor] | None = None
+    activation: Any = None
     rope: keras.layers.Layer | None = None
     soft_cap: float | None = None
     sliding_window: int | None = None
@@ -110,10 +110,11 @@ class DecoderParts:
 
     def block_rotations(self, block_size: int, blocks: int | Tensor, places: Tensor) -> Rotation | None:
         """The turns at `places` of every block and of the one before the text; see `rotary.block_rotations`."""
-        if self.rope is None:
+        turns = self.rotation(places)
+        if turns is None:
             return None
         one_block = rotation(self.rope, ops.convert_to_tensor([block_size], "int32"), self.head_dim)
-        return block_rotations(one_block, self.rotation(places), blocks)
+        return block_rotations(one_block, turns, blocks)
 
     # === The attention ===
 
@@ -122,7 +123,15 @@ class DecoderParts:
         dropout = 0.0 if self.weights_dropout is None else self.weights_dropout.rate
         return Scoring(self.scale, self.soft_cap, dropout)
 
-    def attend(self, query, key, value, mask, seeds=None, key_bias=None) -> Tensor:
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor,
+        seeds: dict[str, Tensor] | None = None,
+        key_bias: Tensor | None = None,
+    ) -> Tensor:
         """Attention of rotated queries; see `kernels.attend`.
 
         Args:
@@ -146,7 +155,7 @@ class DecoderParts:
         """`[b, t, h, c]` to `[b, t, d]`."""
         return _dense(self.output, attended)
 
-    def complete(self, attention: Tensor, residual: Tensor, seeds=None) -> Tensor:
+    def complete(self, attention: Tensor, residual: Tensor, seeds: dict[str, Tensor] | None = None) -> Tensor:
         """The layer behind the attention, for tokens and FAM alike: A = attention + residual; FF(norm(A)) + A.
 
         Args:

@@ -4,7 +4,7 @@ A layer sees differences of places only. So a place `tau * B + i` is turned by t
 then tau times by those of B; two places at most m blocks apart differ by at most m of those turns.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -19,12 +19,12 @@ class Rotation(NamedTuple):
     cos: Tensor
     sin: Tensor
 
-    def at(self, index) -> "Rotation":
+    def at(self, index: Any) -> "Rotation":
         """The turns of some of the places, by an index or a slice of the first axes."""
         return Rotation(self.cos[index], self.sin[index])
 
 
-def rotation(rope, places: Tensor, head_dim: int) -> Rotation:
+def rotation(rope: Any, places: Tensor, head_dim: int) -> Rotation:
     """The turns of a `keras_hub.layers.RotaryEmbedding`, with its wavelength and scaling, at `places` `[s]`."""
     half = head_dim // 2
     unit = ops.concatenate([ops.ones((1, places.shape[0], half)), ops.zeros((1, places.shape[0], half))], axis=-1)

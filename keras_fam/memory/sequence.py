@@ -67,7 +67,8 @@ def attend_sequence(
     keys = Keys(key, value, valid, past)
     seen, fam = None, None
     if beginning.fam is not None:
-        text = Text(*(None if x is None else x[:, past:] for x in keys[:3]), rotations, length)
+        key, value, valid = (None if x is None else x[:, past:] for x in keys[:3])
+        text = Text(key, value, valid, rotations, length)
         seen, fam = _feedback_loop(core, text, beginning, update_seeds, passes_on)
     elif beginning.sink is not None:
         seen = _sinks(core, beginning.sink, ops.shape(query))
@@ -115,7 +116,8 @@ def _feedback_loop(core, text, beginning, seeds, passes_on):
 
     # The prompt is projected once for all rows.
     start = project(ops.cast(beginning.fam, parts.fam_dtype), started, row(rotations, 0), row(sink_rotations, 1))
-    start = FAM(*(ops.broadcast_to(x, (batch, *x.shape[1:])) for x in start[:-1]), started)
+    vectors, key, value, query = (ops.broadcast_to(x, (batch, *x.shape[1:])) for x in start[:-1])
+    start = FAM(vectors, key, value, query, started)
 
     def step(fam, block):
         rotation = block.get("rotation")
@@ -137,9 +139,9 @@ def _feedback_loop(core, text, beginning, seeds, passes_on):
         by_block["index"] = ops.arange(blocks)
     if seeds:
         by_block["seeds"] = {name: spread_seed(seed, blocks) for name, seed in seeds.items()}
-    last, seen = scan(step, lambda fam: (fam.key, fam.value), start, by_block, updates, axes)
-    seen = (ops.swapaxes(x[:blocks], 0, 1) for x in seen)
-    return Seen(*seen, length), last.vectors
+    last, (key, value) = scan(step, lambda fam: (fam.key, fam.value), start, by_block, updates, axes)
+    key, value = (ops.swapaxes(x[:blocks], 0, 1) for x in (key, value))
+    return Seen(key, value, length), last.vectors
 
 
 def project_sink(core: Core, sink: Tensor) -> Sink:
@@ -153,7 +155,8 @@ def _sinks(core, sink, shape):
     turns = core.parts.block_rotations(core.options.block_size, blocks, ops.arange(-1, 0))
     key = turn(sink.key, None if turns is None else turns.at(slice(1, None)))
     heads = (core.parts.num_key_value_heads, core.parts.head_dim)
-    return Seen(*(ops.broadcast_to(x[None], (batch, blocks, 1, *heads)) for x in (key, sink.value)), 0)
+    key, value = (ops.broadcast_to(x[None], (batch, blocks, 1, *heads)) for x in (key, sink.value))
+    return Seen(key, value, 0)
 
 
 def lift_prompt(core: Core, prompt: Tensor) -> Tensor:
@@ -181,7 +184,7 @@ def attend_prompt(core: Core, normed: Tensor) -> Tensor:
     return parts.project_output(parts.attend(query, key, value, ops.ones((1, 1, normed.shape[1]), "bool")))
 
 
-def complete_tokens(core: Core, attention: Tensor, inputs: Tensor, seeds, training: bool | None) -> Tensor:
+def complete_tokens(core: Core, attention: Tensor, inputs: Tensor, seeds: dict, training: bool | None) -> Tensor:
     """`DecoderParts.complete` for the tokens of a whole text.
 
     Outside training, jax and torch take a long text in parts, so that activations stay small. tensorflow gains nothing

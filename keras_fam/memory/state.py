@@ -4,13 +4,14 @@
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_fam.backend.buffers import is_concrete, to_host
+from keras_fam.memory.options import MemoryOptions
 from keras_fam.types import Tensor
 
 # Fields of a `StreamState` that files of earlier versions do not have.
@@ -145,7 +146,7 @@ def position_after(position: Tensor, count: int | Tensor, period: int) -> Tensor
     return (position + ops.cast(count, "int32")) % period
 
 
-def tokens_after(tokens_read: Tensor | tuple[()], valid: Tensor) -> Tensor | tuple[()]:
+def tokens_after(tokens_read: Tensor, valid: Tensor) -> Tensor:
     """`tokens_read` behind a piece whose real tokens are `valid`, bool `[b, t]`; `()` stays."""
     if _is_left_out(tokens_read):
         return tokens_read
@@ -153,7 +154,7 @@ def tokens_after(tokens_read: Tensor | tuple[()], valid: Tensor) -> Tensor | tup
     return ops.stack([tokens_read[:, 0] + low // _WORD, low % _WORD], axis=1)
 
 
-def empty_state(layers: tuple[LayerState, ...], batch_size: int | Tensor, options) -> StreamState:
+def empty_state(layers: tuple[LayerState, ...], batch_size: int | Tensor, options: MemoryOptions) -> StreamState:
     """A stream that has read nothing.
 
     Args:
@@ -199,7 +200,7 @@ def _is_left_out(array):
     return isinstance(array, tuple) and not array
 
 
-def bytes_of(structure) -> int:
+def bytes_of(structure: Any) -> int:
     """The bytes of all arrays, tensors or variables in a structure, by their shapes and dtypes."""
     dtypes = ((x.shape, keras.backend.standardize_dtype(x.dtype)) for x in keras.tree.flatten(structure))
     return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in dtypes)

@@ -15,6 +15,7 @@ from keras_fam.backend.kernels import attend_once
 from keras_fam.memory.blocks import token_mask
 from keras_fam.memory.core import Core
 from keras_fam.memory.feedback import FAM, Block, project_fam, update_fam
+from keras_fam.memory.options import MemoryOptions
 from keras_fam.memory.rotary import Rotation, turn
 from keras_fam.memory.sequence import project_sink
 from keras_fam.memory.state import LayerState, Sink
@@ -128,7 +129,7 @@ def _attend_turning_query(core, projected, state, mask, at):
     (query, key, value), (places, age) = projected, at
     places = ops.concatenate([places + age * core.options.block_size, places])
     queries = core.parts.rotate(ops.repeat(query, age.shape[0] + 1, axis=1), places)
-    near = [ops.concatenate(pair, axis=1) for pair in ((state.fam_key, key), (state.fam_value, value))]
+    near = ops.concatenate([state.fam_key, key], axis=1), ops.concatenate([state.fam_value, value], axis=1)
     bias = core.gate_bias(mask.shape[2], state.fam.shape[1], behind=1)
     return attend_once(queries, (state.key, state.value), near, mask, core.parts.scoring, bias)
 
@@ -177,7 +178,7 @@ def advance_layer(core: Core, state: LayerState, place: Place, started: Tensor) 
     return state._replace(fam=fam.vectors, fam_key=fam.key, fam_value=fam.value)
 
 
-def block_valid(options, place: Place) -> Tensor:
+def block_valid(options: MemoryOptions, place: Place) -> Tensor:
     """Real tokens, bool `[b, B]`, of the block that `place` lies in."""
     size = options.block_size
     slot = place.position // size * size % options.slots

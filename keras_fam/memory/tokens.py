@@ -84,7 +84,7 @@ def _one_by_one(core, query, keys, seen, seeds, count):
     key, value = (ops.unstack(x[:, : past + count], num=past + count, axis=1) for x in (keys.key, keys.value))
     if seen is not None:
         seen_key, seen_value = (ops.unstack(x[:, :count], num=count, axis=1) for x in (seen.key, seen.value))
-    attended = []
+    attended: list[Tensor] = []
     for block in range(count):
         own = past + block
         first = max(0, own - core.segments)

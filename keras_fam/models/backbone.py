@@ -1,11 +1,13 @@
 """A KerasHub backbone with working memory."""
 
 from collections.abc import Callable
+from typing import Any, Self
 
 import keras
 import keras_hub
 from keras import ops
 
+from keras_fam.arguments import DEFAULT, given
 from keras_fam.backend.compiled import CompiledModel
 from keras_fam.backend.parameters import RegistersParameters
 from keras_fam.backend.quantized import keep_gradient
@@ -19,24 +21,25 @@ from keras_fam.layers.positions import LearnedPlaces
 from keras_fam.layers.prompt import FAMPrompt
 from keras_fam.memory.options import MEMORY_ARGUMENTS, ModelOptions, position_period
 from keras_fam.models.inputs import ChecksInputs
-from keras_fam.models.layouts import check_mesh, layout_map, sizes_of
+from keras_fam.models.layouts import LaidOut
 from keras_fam.models.lora import LoRAWeights
-from keras_fam.models.presets import SavesWhole, load_backbone, save_preset, stock_config
+from keras_fam.models.presets import SavesWhole, load_backbone, save_preset
 from keras_fam.models.streams import Streams
-from keras_fam.training.carried_evaluation import CarriesInEvaluation
+from keras_fam.training.carried_evaluation import CarriesInOwnEvaluation
 from keras_fam.training.carried_state import CarriedState
 from keras_fam.training.state_passing import RandomStatePassing
-from keras_fam.types import Tensor
+from keras_fam.types import Path, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
 class FAMBackbone(
-    CarriesInEvaluation,
+    CarriesInOwnEvaluation,
     KeepsValues,
     CompiledModel,
     ChecksInputs,
     SavesWhole,
     LoRAWeights,
+    LaidOut,
     Streams,
     RegistersParameters,
     keras_hub.models.Backbone,
@@ -68,8 +71,7 @@ class FAMBackbone(
         stateful_batch_size: int or None, training, and `evaluate` with `"document_start"`: batches have that many rows
             and a length that is a multiple of `block_size`, and each row goes on from the memory, FAM and segments,
             that it had at the end of the batch before, unless it begins a document. Gradients end at a step's edge.
-        name: str, see `keras.Model`.
-        trainable: bool, see `keras.Model`.
+        **kwargs: `name` and `trainable`, see `keras.Model`.
 
     Call arguments:
         inputs: dict of `"token_ids"`, int `[batch, length]`, and `"padding_mask"`, `[batch, length]`, 1 where real;
@@ -109,8 +111,8 @@ class FAMBackbone(
         memory_span: float | tuple[float, ...] | None = None,
         memory_gate: float | None = None,
         sink_token_id: int | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         check_keywords(kwargs, ("backbone", *MEMORY_ARGUMENTS, "name", "trainable"))
         check_flag("trainable", kwargs.get("trainable", True))
         if isinstance(backbone, FAMBackbone):
@@ -141,10 +143,10 @@ class FAMBackbone(
             for layer in family.decoder_layers
         ]
         self.layer_norm = family.final_norm
-        self.fam_prompt = None
-        self.state_passing = None
-        self.carried_state = None
-        self.learned_places = None
+        self.fam_prompt: FAMPrompt | None = None
+        self.state_passing: RandomStatePassing | None = None
+        self.carried_state: Any = None  # `CarriedState`
+        self.learned_places: LearnedPlaces | None = None
         self._add_memory(options, backbone)
 
         # === Functional Model ===
@@ -175,10 +177,10 @@ class FAMBackbone(
         # Positions are counted modulo what every ring of blocks and a table of positions divide.
         self.position_period = position_period([options.slots, *rings], table_length)
         if fam_length:
-            self.fam_prompt = FAMPrompt(fam_length, dtype=dtype, name="fam_prompt")
-            self.fam_prompt.build((None, None, dim))
+            prompt = self.fam_prompt = FAMPrompt(fam_length, dtype=dtype, name="fam_prompt")
+            prompt.build((None, None, dim))
             tokens = keras.random.randint((fam_length,), 0, backbone.vocabulary_size)
-            self.fam_prompt.embeddings.assign(ops.cast(self.token_embedding(tokens), "float32"))
+            prompt.embeddings.assign(ops.cast(self.token_embedding(tokens), "float32"))
         if options.random_state_passing:
             self.state_passing = RandomStatePassing(options.random_state_passing, name="random_state_passing")
             for layer in self.transformer_layers:
@@ -254,7 +256,14 @@ class FAMBackbone(
         return start
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states `[batch, length, hidden_dim]` to logits `[batch, length, vocabulary_size]`."""
+        """Logits of what may follow each token.
+
+        Args:
+            hidden: hidden states, `[batch, length, hidden_dim]`.
+
+        Returns:
+            `[batch, length, vocabulary_size]`.
+        """
         return self.family.logits(hidden)
 
     @property
@@ -272,78 +281,10 @@ class FAMBackbone(
             )
         self.state_passing.probability.assign(value)
 
-    # === Distribution ===
-
-    @classmethod
-    def get_layout_map(
-        cls,
-        device_mesh: keras.distribution.DeviceMesh,
-        backbone: str | type | keras_hub.models.Backbone,
-        model_parallel_dim_name: str = "model",
-        data_parallel_dim_name: str = "batch",
-    ) -> keras.distribution.LayoutMap:
-        """How the variables of a model with memory lie on several devices: weights, LoRA, prompt and carried state.
-
-        The map is made before the model, since variables are laid out when they are made. Heads, feed-forward and
-        vocabulary are split over the model dimension, the hidden dim and the rows of carried state over the data
-        dimension. Norms, scalars and seeds are whole on every device, and so is an axis that does not divide evenly,
-        such as the one key head of a small Gemma.
-
-        Args:
-            device_mesh: `keras.distribution.DeviceMesh`.
-            backbone: what memory will be given to. str, a preset as in `from_preset`, or a KerasHub backbone, whose
-                configurations tell which axes divide; or a backbone's class, of which all are taken to.
-            model_parallel_dim_name: str, the mesh's dimension for the model.
-            data_parallel_dim_name: str, the mesh's dimension for the batch.
-
-        Returns:
-            `keras.distribution.LayoutMap`, for `keras.distribution.ModelParallel`.
-
-        Raises:
-            TypeError, ValueError: no mesh, a dimension that it does not have, no backbone, an unsupported family.
-
-        Example:
-
-        ```python
-        devices = keras.distribution.list_devices()
-        mesh = keras.distribution.DeviceMesh((1, len(devices)), ("batch", "model"), devices)
-        layout_map = keras_fam.FAMBackbone.get_layout_map(mesh, "gpt2_base_en")
-        with keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch").scope():
-            lm = keras_fam.FAMCausalLM.from_preset("gpt2_base_en", block_size=256, memory_segments=2, fam_length=32)
-            lm.enable_lora(rank=64)
-            lm.compile(optimizer="adam", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-            lm.fit(texts, batch_size=2)
-        ```
-        """
-        check_mesh(
-            device_mesh,
-            model_parallel_dim_name=model_parallel_dim_name,
-            data_parallel_dim_name=data_parallel_dim_name,
-        )
-        if isinstance(backbone, str):
-            backbone_cls, config = stock_config(cls, backbone)
-        elif isinstance(backbone, keras_hub.models.Backbone):
-            stock = backbone.family.backbone if isinstance(backbone, FAMBackbone) else backbone
-            backbone_cls, config = type(stock), stock.get_config()
-        elif isinstance(backbone, type):
-            backbone_cls, config = backbone, {}
-        else:
-            raise TypeError(
-                "`backbone` must be a preset, a KerasHub backbone or a class of backbones. Received: backbone of type "
-                f"{type(backbone).__name__}."
-            )
-        family = family_of(backbone_cls)
-        if not family.weight_axes:
-            raise ValueError(
-                f"`weight_axes` must name the axes of a family's weights to split them. Received: {family.__name__} "
-                "with none."
-            )
-        sizes = sizes_of(config)
-        return layout_map(device_mesh, family.weight_axes, sizes, model_parallel_dim_name, data_parallel_dim_name)
-
     # === Serialization ===
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        """The stock backbone's configuration and the options of memory, for `from_config`."""
         config = super().get_config()
         stock = config["backbone"] = keras.saving.serialize_keras_object(self.family.backbone)
         for name in self.family.unsaved_arguments:
@@ -353,7 +294,15 @@ class FAMBackbone(
         return config
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """The model that `get_config` described, with new weights.
+
+        Args:
+            config: dict, of `get_config`.
+
+        Returns:
+            `FAMBackbone`.
+        """
         config = dict(config)
         stock = config.pop("backbone")
         dtype = config.pop("dtype", None)
@@ -364,30 +313,70 @@ class FAMBackbone(
         return cls(stock, **config)
 
     @classmethod
-    def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "FAMBackbone":
+    def from_preset(
+        cls,
+        preset: str,
+        load_weights: bool = True,
+        *,
+        block_size: int = DEFAULT,
+        memory_segments: int = DEFAULT,
+        fam_length: int = DEFAULT,
+        random_state_passing: float = DEFAULT,
+        random_position_offset: bool = DEFAULT,
+        stop_gradient_memory: bool = DEFAULT,
+        truncate_bptt: int | None = DEFAULT,
+        stateful_batch_size: int | None = DEFAULT,
+        memory_span: float | tuple[float, ...] | None = DEFAULT,
+        memory_gate: float | None = DEFAULT,
+        sink_token_id: int | None = DEFAULT,
+        dtype: Any = DEFAULT,
+        **kwargs: Any,
+    ) -> Self:
         """Loads a saved FAM preset, or a stock preset and gives it memory.
 
         A stock preset gets the defaults of `FAMCausalLM.from_preset`, but for the sink: a backbone has no tokenizer to
-        say which token is the start token, so `sink_token_id` is None unless it is given.
+        say which token is the start token, so `sink_token_id` is None unless it is given. With a saved FAM preset,
+        options may be left out, and those that shape the memory must agree with it if given.
 
         Args:
             preset: str. A KerasHub preset name, a kaggle://, hf:// or modelscope:// handle, or a local folder.
             load_weights: bool. If False, the weights are random.
-            **kwargs: the arguments of `FAMBackbone` for a stock preset; `dtype`. With a saved FAM preset they may be
-                left out, and must agree with it if given.
+            block_size: int, B. Tokens per block.
+            memory_segments: int, m. Past blocks whose keys and values stay visible.
+            fam_length: int, N <= B. Memory vectors per layer; 0 is plain block sliding window attention (BSWA).
+            random_state_passing: float in [0, 1], training only: see `FAMBackbone`, as for all options.
+            random_position_offset: bool, training only, for learned positions: shift each row's places.
+            stop_gradient_memory: bool. No gradient through memory segments.
+            truncate_bptt: int or None. Cut FAM's gradient every that many blocks.
+            stateful_batch_size: int or None. Batches of that many rows go on from each other.
+            memory_span: float, one for each FAM vector, or None. How long a vector may stay.
+            memory_gate: float or None. Where a trained scalar of each layer starts that weighs FAM; None adds none.
+            sink_token_id: int or None. The token that stays visible for ever.
+            dtype: str or `keras.DTypePolicy`, such as `"bfloat16"`.
+            **kwargs: the stock backbone's own arguments, such as `dropout`; `name`, `trainable`.
 
         Returns:
             `FAMBackbone`.
 
         Raises:
-            ValueError: an unsupported family, or arguments that disagree with a saved FAM preset.
+            TypeError, ValueError: an argument of the wrong type or out of range, by name; an unsupported family;
+                options that disagree with a saved FAM preset.
         """
+        arguments = given(locals(), *MEMORY_ARGUMENTS, "dtype") | kwargs
         for name, flag in (("load_weights", load_weights), ("trainable", kwargs.get("trainable", True))):
             check_flag(name, flag)
-        return load_backbone(cls, super().from_preset, preset, load_weights, kwargs)
+        return load_backbone(cls, super().from_preset, preset, load_weights, arguments)
 
-    def save_to_preset(self, preset_dir: str, max_shard_size: float | None = 10) -> None:
-        """Saves a preset that `from_preset` loads; a folder that was there before stays whole until it is replaced."""
+    def save_to_preset(self, preset_dir: Path, max_shard_size: float | None = 10) -> None:
+        """Saves a preset that `from_preset` loads; a folder that was there before stays whole until it is replaced.
+
+        Args:
+            preset_dir: str or path-like, a folder. Other files in it are kept.
+            max_shard_size: float, how many GB a file of weights may have; None is no limit.
+
+        Raises:
+            TypeError, ValueError: `preset_dir` is no path, or a file.
+        """
         check_path("preset_dir", preset_dir)
         with merged_alone():
             save_preset(super().save_to_preset, preset_dir, max_shard_size)

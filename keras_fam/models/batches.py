@@ -1,20 +1,31 @@
 """What models are trained on: texts, token ids, and data that comes in batches of its own, in any mixture."""
 
 import types
+from collections.abc import Sequence
+from typing import Any
 
 import keras
+import numpy as np
 from keras_hub.src.utils.pipeline_model import _build_dataset, _contains_string_data, _declare_steps
 from keras_hub.src.utils.tensor_utils import convert_to_numpy
 
+from keras_fam.arguments import DEFAULT, given
 from keras_fam.backend.devices import strategy_replicas
 from keras_fam.backend.values import keeps_values
 from keras_fam.checks import check_stateful_rows
 from keras_fam.models.cut_texts import warn_of_cut_texts
 from keras_fam.models.prompts import are_ids
+from keras_fam.training.carried_evaluation import from_nothing
+from keras_fam.types import Callbacks, Data, MixedIn, Verbosity
 
 # Keras reads these batch by batch. KerasHub would cut them into samples first.
 _BATCHED = (keras.utils.PyDataset, types.GeneratorType)
 _TORCH, _DISTRIBUTED = "torch.utils.data", "tensorflow.python.distribute"
+# What `fit` hands on to Keras if it is given.
+_FIT_ARGUMENTS = (
+    *("epochs", "verbose", "callbacks", "shuffle", "class_weight", "initial_epoch"),
+    *("steps_per_epoch", "validation_steps", "validation_batch_size", "validation_freq"),
+)
 
 
 def brings_batches(x):
@@ -27,12 +38,25 @@ def _from_module(x, names):
     return any(base.__module__.startswith(names) for base in type(x).__mro__)
 
 
-class TakesTextsAndIds:
+class TakesTextsAndIds(MixedIn):
     """The methods of a KerasHub task that take data. Each argument, and each batch, is preprocessed if it is no ids."""
 
     _warned_of_cut_texts = False
 
-    def preprocess_samples(self, x, y=None, sample_weight=None):
+    def preprocess_samples(self, x: Data, y: Data = None, sample_weight: Data = None) -> Data:
+        """What the model trains on, of one batch: the preprocessor's, or token ids as they are.
+
+        Args:
+            x: texts, or a dict of `"token_ids"`, int `[batch, length]`, and `"padding_mask"`.
+            y: int `[batch, length]` or None.
+            sample_weight: `[batch, length]` or None.
+
+        Returns:
+            `x`, `(x, y)` or `(x, y, sample_weight)`.
+
+        Raises:
+            ValueError: texts for a model without a preprocessor.
+        """
         if are_ids(x):
             return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
         if self.preprocessor is None and _contains_string_data(x):
@@ -45,18 +69,58 @@ class TakesTextsAndIds:
     @keeps_values
     def fit(
         self,
-        x=None,
-        y=None,
-        batch_size=None,
-        sample_weight=None,
-        validation_data=None,
-        validation_split=None,
-        **kwargs,
+        x: Data = None,
+        y: Data = None,
+        batch_size: int | None = None,
+        sample_weight: Data = None,
+        validation_data: Data = None,
+        validation_split: float | None = None,
+        *,
+        epochs: int = DEFAULT,
+        verbose: Verbosity = DEFAULT,
+        callbacks: Callbacks = DEFAULT,
+        shuffle: bool = DEFAULT,
+        class_weight: dict[int, float] | None = DEFAULT,
+        initial_epoch: int = DEFAULT,
+        steps_per_epoch: int | None = DEFAULT,
+        validation_steps: int | None = DEFAULT,
+        validation_batch_size: int | None = DEFAULT,
+        validation_freq: int | Sequence[int] = DEFAULT,
+        **kwargs: Any,
     ) -> keras.callbacks.History:
-        """See `keras_hub.models.CausalLM.fit`.
+        """Trains the model, as `keras_hub.models.CausalLM.fit` does, whose defaults hold for what is not given.
 
-        `x` and `validation_data` are texts, dicts of token ids, or datasets and generators of either.
+        Args:
+            x: str, list of str or an array of them, for a model with a preprocessor, which makes targets and weights of
+                them; a dict of `"token_ids"`, int `[batch, length]`, and `"padding_mask"`; or batches of either: a
+                `tf.data` or grain dataset, a `keras.utils.PyDataset` such as `keras_fam.data.DocumentStream`, a torch
+                `DataLoader` or a generator, of `x`, `(x, y)` or `(x, y, sample_weight)`.
+            y: int `[batch, length]`, the token that follows each one; None for texts and for batches.
+            batch_size: int or None, which is 32; None for batches.
+            sample_weight: `[batch, length]`, what each token's loss weighs; None is the padding mask.
+            validation_data: like `x`, or a tuple `(x, y)` or `(x, y, sample_weight)`: what is evaluated after an epoch.
+            validation_split: float in [0, 1), the share of the arrays' end that is evaluated in place of
+                `validation_data`.
+            epochs: int, the number of the last epoch.
+            verbose: 0, 1, 2 or `"auto"`: nothing, a progress bar, a line an epoch, or what suits.
+            callbacks: list of `keras.callbacks.Callback`.
+            shuffle: bool, whether the samples of arrays, or the batches of a `PyDataset`, come in random order.
+            class_weight: dict of int to float, what each token of the vocabulary weighs as a target.
+            initial_epoch: int, the number of epochs that were trained before.
+            steps_per_epoch: int or None, batches an epoch; None is all there are.
+            validation_steps: int or None, batches of `validation_data`; None is all there are.
+            validation_batch_size: int or None, which is `batch_size`.
+            validation_freq: int, epochs from one validation to the next; or a collection of those that have one.
+            **kwargs: what a newer Keras takes.
+
+        Returns:
+            `keras.callbacks.History`, loss and metrics of each epoch.
+
+        Raises:
+            TypeError, ValueError: token ids or a mask of a wrong dtype, shape or value; texts for a model without a
+                preprocessor; no rows as `stateful_batch_size` says; what Keras refuses.
         """
+        kwargs = given(locals(), *_FIT_ARGUMENTS) | kwargs
         self._look_at(x)
         for each in (x, keras.utils.unpack_x_y_sample_weight(validation_data)[0]):
             self._check_rows(each, batch_size)
@@ -71,9 +135,45 @@ class TakesTextsAndIds:
         self._give_batches(kwargs, "x", "steps_per_epoch", (x, y, sample_weight), batch_size)
         return keras.Model.fit(self, **kwargs)
 
+    @from_nothing
     @keeps_values
-    def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
-        """See `keras_hub.models.CausalLM.evaluate`; `x` as in `fit`."""
+    def evaluate(
+        self,
+        x: Data = None,
+        y: Data = None,
+        batch_size: int | None = None,
+        sample_weight: Data = None,
+        *,
+        verbose: Verbosity = DEFAULT,
+        steps: int | None = DEFAULT,
+        callbacks: Callbacks = DEFAULT,
+        return_dict: bool = DEFAULT,
+        **kwargs: Any,
+    ) -> Any:
+        """Loss and metrics of a test set; the model stays as it is. See `keras_hub.models.CausalLM.evaluate`.
+
+        With `stateful_batch_size`, batches with `"document_start"` go on from each other, in a state of their own that
+        begins with nothing. Training goes on where it stopped.
+
+        Args:
+            x: texts, token ids or batches, as in `fit`.
+            y: int `[batch, length]`, the token that follows each one; None for texts and for batches.
+            batch_size: int or None, which is 32; None for batches.
+            sample_weight: `[batch, length]`, what each token's loss weighs; None is the padding mask.
+            verbose: 0, 1, 2 or `"auto"`: nothing, a progress bar, a line, or what suits.
+            steps: int or None, batches to read; None is all there are.
+            callbacks: list of `keras.callbacks.Callback`.
+            return_dict: bool. Whether to return a dict.
+            **kwargs: what a newer Keras takes.
+
+        Returns:
+            float, the loss; a list of loss and metrics if there are metrics; with `return_dict` a dict of name to
+            float.
+
+        Raises:
+            TypeError, ValueError: as in `fit`.
+        """
+        kwargs = given(locals(), "verbose", "steps", "callbacks", "return_dict") | kwargs
         self._look_at(x)
         self._check_rows(x, batch_size)
         if not brings_batches(x) or kwargs.get("_use_cached_eval_dataset"):
@@ -82,8 +182,33 @@ class TakesTextsAndIds:
         return keras.Model.evaluate(self, batches, y, batch_size, sample_weight=sample_weight, **kwargs)
 
     @keeps_values
-    def predict(self, x=None, batch_size=None, **kwargs):
-        """See `keras_hub.models.CausalLM.predict`; `x` as in `fit`."""
+    def predict(
+        self,
+        x: Data = None,
+        batch_size: int | None = None,
+        *,
+        verbose: Verbosity = DEFAULT,
+        steps: int | None = DEFAULT,
+        callbacks: Callbacks = DEFAULT,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Logits of all texts at once: what may follow each of their tokens. See `keras_hub.models.CausalLM.predict`.
+
+        Args:
+            x: texts, token ids or batches, as in `fit`.
+            batch_size: int or None, which is 32; None for batches.
+            verbose: 0, 1, 2 or `"auto"`: nothing, a progress bar, a line, or what suits.
+            steps: int or None, batches to read; None is all there are.
+            callbacks: list of `keras.callbacks.Callback`.
+            **kwargs: what a newer Keras takes.
+
+        Returns:
+            float array `[texts, length, vocabulary_size]`.
+
+        Raises:
+            TypeError, ValueError: as in `fit`.
+        """
+        kwargs = given(locals(), "verbose", "steps", "callbacks") | kwargs
         if not brings_batches(x):
             return super().predict(x, batch_size, **kwargs)
         return keras.Model.predict(self, self._prepared_batches(x, self._prepared), batch_size=batch_size, **kwargs)

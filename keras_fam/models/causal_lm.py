@@ -1,17 +1,17 @@
 """A KerasHub language model with working memory: fit, evaluate, generate, stream, score."""
 
+from typing import Any, Self
+
 import keras
 import keras_hub
 
+from keras_fam.arguments import DEFAULT, given
 from keras_fam.backend.compiled import CompiledModel
 from keras_fam.backend.parameters import RegistersParameters
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
-from keras_fam.checks import (
-    check_flag,
-    check_keywords,
-    check_path,
-)
+from keras_fam.checks import check_flag, check_keywords, check_path
 from keras_fam.layers.lora_checkpoint import merged_alone
+from keras_fam.memory.options import MEMORY_ARGUMENTS
 from keras_fam.memory.state import StreamState
 from keras_fam.models.backbone import FAMBackbone
 from keras_fam.models.batches import TakesTextsAndIds
@@ -22,7 +22,7 @@ from keras_fam.models.scoring import Scores
 from keras_fam.models.texts import are_texts, text_chunk
 from keras_fam.training.carried_evaluation import CarriesInEvaluation
 from keras_fam.training.chunked_training import TrainsInPieces
-from keras_fam.types import Tensor
+from keras_fam.types import Path, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
@@ -68,13 +68,15 @@ class FAMCausalLM(
 
     backbone_cls = FAMBackbone
     preprocessor_cls = keras_hub.models.CausalLMPreprocessor
+    backbone: FAMBackbone
+    preprocessor: Any
 
     def __init__(
         self,
         backbone: FAMBackbone,
         preprocessor: keras_hub.models.CausalLMPreprocessor | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         if not isinstance(backbone, FAMBackbone):
             raise TypeError(
                 "`backbone` must be a keras_fam.FAMBackbone: expected FAMBackbone(backbone, ...). Received: backbone "
@@ -94,26 +96,59 @@ class FAMCausalLM(
         self._compiled = {}
 
     @classmethod
-    def from_preset(cls, preset: str, load_weights: bool = True, **kwargs) -> "FAMCausalLM":
+    def from_preset(
+        cls,
+        preset: str,
+        load_weights: bool = True,
+        *,
+        block_size: int = DEFAULT,
+        memory_segments: int = DEFAULT,
+        fam_length: int = DEFAULT,
+        random_state_passing: float = DEFAULT,
+        random_position_offset: bool = DEFAULT,
+        stop_gradient_memory: bool = DEFAULT,
+        truncate_bptt: int | None = DEFAULT,
+        stateful_batch_size: int | None = DEFAULT,
+        memory_span: float | tuple[float, ...] | None = DEFAULT,
+        memory_gate: float | None = DEFAULT,
+        sink_token_id: int | None = DEFAULT,
+        dtype: Any = DEFAULT,
+        preprocessor: keras_hub.models.CausalLMPreprocessor | None = DEFAULT,
+        **kwargs: Any,
+    ) -> Self:
         """Loads a saved FAM preset, or a stock preset and gives it memory.
 
         A stock preset gets defaults that do a trained model little harm. `sink_token_id` is the start token of the
         preprocessor's tokenizer, if it has one. `memory_gate` is -6, if there is FAM. Sizes that are not given fit the
         model: where positions are learned, `block_size` is at most the table's length / (memory_segments + 1), or,
         if `block_size` is given, `memory_segments` as many as the table has room for; `fam_length` is at most
-        `block_size`. What is given is taken; None switches sink and gate off.
+        `block_size`. What is given is taken; None switches sink and gate off. With a saved FAM preset, options may be
+        left out, and those that shape the memory must agree with it if given.
 
         Args:
             preset: str. A KerasHub preset name, a kaggle://, hf:// or modelscope:// handle, or a local folder.
             load_weights: bool. If False, the weights are random.
-            **kwargs: the arguments of `FAMBackbone` for a stock preset; `dtype`; `preprocessor`. With a saved FAM
-                preset the arguments of `FAMBackbone` may be left out, and must agree with it if given.
+            block_size: int, B. Tokens per block.
+            memory_segments: int, m. Past blocks whose keys and values stay visible.
+            fam_length: int, N <= B. Memory vectors per layer; 0 is plain block sliding window attention (BSWA).
+            random_state_passing: float in [0, 1], training only: see `FAMBackbone`, as for all options.
+            random_position_offset: bool, training only, for learned positions: shift each row's places.
+            stop_gradient_memory: bool. No gradient through memory segments.
+            truncate_bptt: int or None. Cut FAM's gradient every that many blocks.
+            stateful_batch_size: int or None. Batches of that many rows go on from each other.
+            memory_span: float, one for each FAM vector, or None. How long a vector may stay.
+            memory_gate: float or None. Where a trained scalar of each layer starts that weighs FAM; None adds none.
+            sink_token_id: int or None. The token that stays visible for ever.
+            dtype: str or `keras.DTypePolicy`, such as `"bfloat16"`.
+            preprocessor: `keras_hub.models.CausalLMPreprocessor` in place of the preset's own, or None for none.
+            **kwargs: `name`, `trainable`.
 
         Returns:
             `FAMCausalLM`.
 
         Raises:
-            ValueError: an unsupported family, or arguments that disagree with a saved FAM preset.
+            TypeError, ValueError: an argument of the wrong type or out of range, by name; an unsupported family;
+                options that disagree with a saved FAM preset.
 
         Example:
 
@@ -121,11 +156,20 @@ class FAMCausalLM(
         lm = keras_fam.FAMCausalLM.from_preset("gpt2_base_en")
         ```
         """
-        _check_arguments(kwargs.get("preprocessor"), {"load_weights": load_weights, **kwargs})
-        return load_task(cls, super().from_preset, preset, load_weights, kwargs)
+        arguments = given(locals(), *MEMORY_ARGUMENTS, "dtype", "preprocessor") | kwargs
+        _check_arguments(arguments.get("preprocessor"), {"load_weights": load_weights, **kwargs})
+        return load_task(cls, super().from_preset, preset, load_weights, arguments)
 
-    def save_to_preset(self, preset_dir: str, max_shard_size: float | None = 10) -> None:
-        """Saves a preset that `from_preset` loads; a folder that was there before stays whole until it is replaced."""
+    def save_to_preset(self, preset_dir: Path, max_shard_size: float | None = 10) -> None:
+        """Saves a preset that `from_preset` loads; a folder that was there before stays whole until it is replaced.
+
+        Args:
+            preset_dir: str or path-like, a folder. Other files in it are kept.
+            max_shard_size: float, how many GB a file of weights may have; None is no limit.
+
+        Raises:
+            TypeError, ValueError: `preset_dir` is no path, or a file.
+        """
         check_path("preset_dir", preset_dir)
         with merged_alone():
             save_preset(super().save_to_preset, preset_dir, max_shard_size)
@@ -133,17 +177,42 @@ class FAMCausalLM(
     # === LoRA ===
 
     def enable_lora(self, rank: int, target_layer_names: list[str] | None = None) -> None:
-        """See `FAMBackbone.enable_lora`. Call `compile` afterwards."""
+        """Freezes the model but for LoRA on its projections, the target layers' biases, the FAM prompt and gates.
+
+        See `FAMBackbone.enable_lora`. Call `compile` afterwards.
+
+        Args:
+            rank: int >= 1.
+            target_layer_names: list of str or None, names of layers; None is attention and feed-forward.
+
+        Raises:
+            TypeError, ValueError: `rank` is no integer or below 1; a name that no layer has; LoRA is enabled already.
+        """
         self.backbone.enable_lora(rank, target_layer_names)
         self._trainable = True  # The setter would set it for all layers.
 
-    def save_lora_weights(self, filepath: str) -> None:
-        """See `FAMBackbone.save_lora_weights`."""
+    def save_lora_weights(self, filepath: Path) -> None:
+        """Saves all that LoRA fine-tuning trains: LoRA kernels, biases and the FAM prompt, by variable path.
+
+        Args:
+            filepath: str or path-like ending in `.lora.safetensors`, or in `.lora.h5`. Replaced in one step.
+
+        Raises:
+            TypeError, ValueError: no path; LoRA is not enabled, another ending, or weights with NaN or infinity.
+        """
         check_path("filepath", filepath)
         self.backbone.save_lora_weights(filepath)
 
-    def load_lora_weights(self, filepath: str) -> None:
-        """See `FAMBackbone.load_lora_weights`."""
+    def load_lora_weights(self, filepath: Path) -> None:
+        """Loads what `save_lora_weights` saved, enabling LoRA if it is not; nothing is changed if a check fails.
+
+        Args:
+            filepath: str or path-like.
+
+        Raises:
+            FileNotFoundError: no such file.
+            TypeError, ValueError: no path; no LoRA file, another rank, or variables that do not match this model's.
+        """
         check_path("filepath", filepath)
         enabled = self.backbone.lora_enabled
         self.backbone.load_lora_weights(filepath)
@@ -152,7 +221,17 @@ class FAMCausalLM(
     # === Streaming ===
 
     def initial_state(self, batch_size: int) -> StreamState:
-        """See `FAMBackbone.initial_state`."""
+        """The state of streams that have read nothing yet.
+
+        Args:
+            batch_size: int >= 1, parallel streams.
+
+        Returns:
+            `keras_fam.StreamState`, of fixed size: nothing in it grows with the text.
+
+        Raises:
+            TypeError, ValueError: `batch_size` is no integer, or below 1.
+        """
         return self.backbone.initial_state(batch_size)
 
     def stream(
@@ -174,7 +253,8 @@ class FAMCausalLM(
             TypeError, ValueError: see `FAMBackbone.stream`; texts for a model without a preprocessor.
         """
         if are_texts(inputs):
-            inputs = text_chunk(self.preprocessor, inputs, state)
+            chunk: Any = inputs
+            inputs = text_chunk(self.preprocessor, chunk, state)
         return self.backbone.stream_pieces(inputs, state, "logits", self._logits_piece)
 
     def _logits_piece(self, token_ids, padding_mask, state, last, count=None):

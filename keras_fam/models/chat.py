@@ -179,6 +179,12 @@ class Chat:
         """Writes the conversation to one file; see `keras_fam.save_state`. Call it between two turns.
 
         A system text is read with the first turn, so a conversation without a turn is saved without it.
+
+        Args:
+            path: str or path-like. A file that is there is replaced in one step.
+
+        Raises:
+            TypeError, ValueError: see `keras_fam.save_state`.
         """
         save_state(path, self.state)
 

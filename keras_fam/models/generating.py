@@ -1,7 +1,7 @@
 """The methods of a language model that generate: whole texts, from a state on, and piece by piece."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras_hub
@@ -25,11 +25,13 @@ from keras_fam.models.prompts import (
     without_prompts,
 )
 from keras_fam.models.texts import are_texts, text_chunk
-from keras_fam.types import Tensor
+from keras_fam.types import MixedIn, Tensor
 
 
-class Generates:
+class Generates(MixedIn):
     """The generating methods of `FAMCausalLM`."""
+
+    preprocessor: Any
 
     def generate_step(
         self, inputs: dict[str, Tensor], stop_token_ids: Sequence[int] | None = None
@@ -47,7 +49,7 @@ class Generates:
         """
         return generate_tokens(self, inputs, stop_token_ids)
 
-    def make_generate_function(self):
+    def make_generate_function(self) -> Callable:
         """See `keras_hub.models.CausalLM`; what it is given is checked before anything is compiled."""
         self._check_compiled()
         self.drop_stale_functions()

@@ -1,5 +1,7 @@
 """What a call of a model is given: checked once, whatever it goes through."""
 
+from typing import Any
+
 from keras_fam.backend.inside import Inside
 from keras_fam.checks import (
     check_document_start,
@@ -8,32 +10,59 @@ from keras_fam.checks import (
     check_token_ids,
 )
 from keras_fam.training.carried_state import carries_on
+from keras_fam.types import Data, MixedIn, Tensor
 
 # Inside, inputs are taken as they are: they were checked on the way in.
 _checked = Inside()
 
 
-class ChecksInputs:
+class ChecksInputs(MixedIn):
     """A model whose inputs are checked by a call, on every way into it."""
 
-    def __call__(self, inputs, *args, **kwargs):
+    def __call__(self, inputs: Data, *args: Any, **kwargs: Any) -> Tensor:
         inputs = self.check_inputs(inputs, kwargs.get("training"))
         with _checked.set(True):
             return super().__call__(inputs, *args, **kwargs)
 
-    def call(self, inputs, training=None, mask=None, **kwargs):
+    def call(self, inputs: Data, training: bool | None = None, mask: Any = None, **kwargs: Any) -> Tensor:
+        """What a model gives for one batch; see the class.
+
+        Args:
+            inputs: dict of `"token_ids"`, int `[batch, length]`, and `"padding_mask"`, `[batch, length]`.
+            training: bool or None, see `keras.Model`.
+            mask: not used: padding is in `inputs`.
+            **kwargs: see `keras.Model.call`.
+
+        Returns:
+            `[batch, length, ...]`, hidden states or logits.
+
+        Raises:
+            TypeError, ValueError: token ids or a mask of a wrong dtype, shape or value.
+        """
         # On jax, training and prediction come here without `__call__`.
         inputs = self.check_inputs(inputs, training)
         with _checked.set(True):
             return super().call(inputs, training=training, mask=mask, **kwargs)
 
-    def check_inputs(self, inputs, training=None):
-        """The checked inputs of a call, and no others; see `Call arguments`."""
+    def check_inputs(self, inputs: Data, training: bool | None = None) -> Data:
+        """The checked inputs of a call, and no others.
+
+        Args:
+            inputs: see `Call arguments` of the class. What is no such dict is left to Keras.
+            training: bool or None.
+
+        Returns:
+            dict of what the model reads.
+
+        Raises:
+            TypeError, ValueError: token ids or a mask of a wrong dtype, shape or value; a batch that does not go on
+                from the one before, with `stateful_batch_size`.
+        """
         if _checked.value:
             return inputs
         if not isinstance(inputs, dict) or not {"token_ids", "padding_mask"} <= set(inputs):
             return inputs
-        backbone = getattr(self, "backbone", self)
+        backbone: Any = getattr(self, "backbone", self)
         ids = check_token_ids(inputs["token_ids"], backbone.vocabulary_size)
         given = {"token_ids": ids, "padding_mask": check_padding_mask(inputs["padding_mask"], ids)}
         if backbone.carried_state is not None:

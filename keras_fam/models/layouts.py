@@ -16,6 +16,11 @@ feed-forward. Weights are also split over the data dimension, and gathered where
 """
 
 import keras
+import keras_hub
+
+from keras_fam.families import family_of
+from keras_fam.models.presets import stock_config
+from keras_fam.types import MixedIn
 
 MODEL_LETTERS, DATA_LETTERS = "vhkf", "db"
 # What a model with memory has beside the weights of its family. Scalars and norms are whole on every device.
@@ -27,6 +32,77 @@ MEMORY_AXES = {
     "carried_state/(started|position)": "b",
     "carried_state/valid": "bmB",
 }
+
+
+class LaidOut(MixedIn):
+    """The method of `FAMBackbone` for several devices."""
+
+    @classmethod
+    def get_layout_map(
+        cls,
+        device_mesh: keras.distribution.DeviceMesh,
+        backbone: str | type | keras_hub.models.Backbone,
+        model_parallel_dim_name: str = "model",
+        data_parallel_dim_name: str = "batch",
+    ) -> keras.distribution.LayoutMap:
+        """How the variables of a model with memory lie on several devices: weights, LoRA, prompt and carried state.
+
+        The map is made before the model, since variables are laid out when they are made. Heads, feed-forward and
+        vocabulary are split over the model dimension, the hidden dim and the rows of carried state over the data
+        dimension. Norms, scalars and seeds are whole on every device, and so is an axis that does not divide evenly,
+        such as the one key head of a small Gemma.
+
+        Args:
+            device_mesh: `keras.distribution.DeviceMesh`.
+            backbone: what memory will be given to. str, a preset as in `from_preset`, or a KerasHub backbone, whose
+                configurations tell which axes divide; or a backbone's class, of which all are taken to.
+            model_parallel_dim_name: str, the mesh's dimension for the model.
+            data_parallel_dim_name: str, the mesh's dimension for the batch.
+
+        Returns:
+            `keras.distribution.LayoutMap`, for `keras.distribution.ModelParallel`.
+
+        Raises:
+            TypeError, ValueError: no mesh, a dimension that it does not have, no backbone, an unsupported family.
+
+        Example:
+
+        ```python
+        devices = keras.distribution.list_devices()
+        mesh = keras.distribution.DeviceMesh((1, len(devices)), ("batch", "model"), devices)
+        layout_map = keras_fam.FAMBackbone.get_layout_map(mesh, "gpt2_base_en")
+        with keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch").scope():
+            lm = keras_fam.FAMCausalLM.from_preset("gpt2_base_en", block_size=256, memory_segments=2, fam_length=32)
+            lm.enable_lora(rank=64)
+            lm.compile(optimizer="adam", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+            lm.fit(texts, batch_size=2)
+        ```
+        """
+        check_mesh(
+            device_mesh,
+            model_parallel_dim_name=model_parallel_dim_name,
+            data_parallel_dim_name=data_parallel_dim_name,
+        )
+        if isinstance(backbone, str):
+            backbone_cls, config = stock_config(cls, backbone)
+        elif isinstance(backbone, keras_hub.models.Backbone):
+            stock = backbone.family.backbone if isinstance(backbone, LaidOut) else backbone
+            backbone_cls, config = type(stock), stock.get_config()
+        elif isinstance(backbone, type):
+            backbone_cls, config = backbone, {}
+        else:
+            raise TypeError(
+                "`backbone` must be a preset, a KerasHub backbone or a class of backbones. Received: backbone of type "
+                f"{type(backbone).__name__}."
+            )
+        family = family_of(backbone_cls)
+        if not family.weight_axes:
+            raise ValueError(
+                f"`weight_axes` must name the axes of a family's weights to split them. Received: {family.__name__} "
+                "with none."
+            )
+        sizes = sizes_of(config)
+        return layout_map(device_mesh, family.weight_axes, sizes, model_parallel_dim_name, data_parallel_dim_name)
 
 
 def layout_map(

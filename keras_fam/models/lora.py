@@ -7,9 +7,10 @@ from keras import ops
 
 from keras_fam.checks import check_integer, check_names
 from keras_fam.files import adapter_file
+from keras_fam.types import MixedIn
 
 
-class LoRAWeights:
+class LoRAWeights(MixedIn):
     """The LoRA methods of `FAMBackbone`: Keras's own layer LoRA, plus the FAM prompt and gates."""
 
     def default_lora_layer_names(self) -> list[str]:

@@ -4,17 +4,20 @@ import functools
 import inspect
 import numbers
 import os
+from typing import Any
 
 import keras
 import keras_hub
 from keras_hub.src.utils.preset_utils import get_preset_loader
 
+from keras_fam.arguments import DEFAULT, given
 from keras_fam.checks import check_keywords
 from keras_fam.families import family_of
 from keras_fam.files.atomic import atomic_write
 from keras_fam.files.folders import read_folder, replace_folder
 from keras_fam.files.old_weights import with_names_of_today
 from keras_fam.memory.options import MEMORY_ARGUMENTS, RUN_ARGUMENTS, ModelOptions
+from keras_fam.types import MixedIn, Path
 
 # Where the gate of a stock preset starts, if none is given: the value that cost least of those in `docs/attach.md`.
 MEMORY_GATE = -6.0
@@ -87,16 +90,37 @@ def save_preset(save, preset_dir, max_shard_size):
     replace_folder(preset_dir, functools.partial(save, max_shard_size=max_shard_size), _SUPERSEDED)
 
 
-class SavesWhole:
+class SavesWhole(MixedIn):
     """A model whose `save` leaves the file that was there before whole until it is replaced."""
 
-    def load_weights(self, filepath: str | os.PathLike, *args, **kwargs) -> None:
-        """See `keras.Model.load_weights`. Files of version 0.1 are taken too."""
-        with with_names_of_today(filepath) as path:
-            super().load_weights(path, *args, **kwargs)
+    def load_weights(self, filepath: Path, skip_mismatch: bool = DEFAULT, **kwargs: Any) -> None:
+        """Loads what `save_weights` saved; see `keras.Model.load_weights`. Files of version 0.1 are taken too.
 
-    def save(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs) -> None:
-        """See `keras.Model.save`. A local `.keras` file is replaced in one step."""
+        Args:
+            filepath: str or path-like, a file ending in `.weights.h5`, or in `.weights.json` for one of several shards;
+                or a `.keras` file.
+            skip_mismatch: bool. Whether layers whose weights do not fit are left as they are.
+            **kwargs: what Keras takes too, such as `objects_to_skip`.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file; weights that do not fit this model's.
+        """
+        with with_names_of_today(filepath) as path:
+            super().load_weights(path, **given(locals(), "skip_mismatch"), **kwargs)
+
+    def save(self, filepath: Path, overwrite: bool = True, zipped: bool | None = DEFAULT, **kwargs: Any) -> None:
+        """Saves the model, with its optimizer's state; see `keras.Model.save`.
+
+        Args:
+            filepath: str or path-like, ending in `.keras`. A local file is replaced in one step.
+            overwrite: bool. Whether a file that is there already is replaced without asking.
+            zipped: bool or None, whether to save one file and no folder; None is one file for `.keras`.
+            **kwargs: what a newer Keras takes.
+
+        Raises:
+            ValueError: another ending.
+        """
+        kwargs |= given(locals(), "zipped")
         path = str(filepath)
         if not path.endswith(".keras") or "://" in path or (os.path.exists(path) and not overwrite):
             return super().save(filepath, overwrite=overwrite, **kwargs)

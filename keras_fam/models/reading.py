@@ -28,7 +28,7 @@ class Document:
 
     def __init__(self, chunks: Iterator[Sequence[int]]):
         self._tokens = itertools.chain.from_iterable(chunks)
-        self._next = None  # Up to two tokens; nothing is read before they are asked for.
+        self._next: list[int] | None = None  # Up to two tokens; nothing is read before they are asked for.
 
     @property
     def ended(self) -> bool:
@@ -41,7 +41,7 @@ class Document:
         """The next `size` tokens, or as many as there are, and the tokens behind each of them."""
         if self.ended:
             return [], []
-        tokens = self._next + list(itertools.islice(self._tokens, size))
+        tokens = [*(self._next or ()), *itertools.islice(self._tokens, size)]
         self._next = tokens[size:]
         return tokens[:size], tokens[1 : size + 1]
 

@@ -9,8 +9,9 @@ import numpy as np
 from keras import ops
 
 from keras_fam.checks import check_integer, check_padding_mask, check_shape_of_ids, check_token_ids
+from keras_fam.memory.state import StreamState
 from keras_fam.models.reading import block_losses, losses_in_blocks, open_texts
-from keras_fam.types import Tensor
+from keras_fam.types import MixedIn, Tensor
 
 
 class Perplexity(NamedTuple):
@@ -32,7 +33,7 @@ class Perplexity(NamedTuple):
         return float(np.exp(self.nats))
 
 
-class Scores:
+class Scores(MixedIn):
     """The scoring methods of `FAMCausalLM`."""
 
     def score(
@@ -116,7 +117,7 @@ class Scores:
         pages, tokens = [], 0
         for first in range(0, len(documents), batch_size):
             group = documents[first : first + batch_size]
-            sums = [[] for _ in group]
+            sums: list[list] = [[] for _ in group]
             for start, losses, scored in losses_in_blocks(self, group, batch_size):
                 for row, totals in enumerate(sums):
                     _add(totals, start, losses[row], scored[row], page)
@@ -131,8 +132,20 @@ class Scores:
         means = [np.array([loss / count for loss, count in totals], "float32") for totals in pages]
         return Perplexity(total / tokens, tokens, means)
 
-    def losses_of_block(self, token_ids, padding_mask, targets, state):
-        """One whole block: `(losses [b, B], state)`; padding only behind the text's end."""
+    def losses_of_block(
+        self, token_ids: Tensor, padding_mask: Tensor, targets: Tensor, state: StreamState
+    ) -> tuple[Tensor, StreamState]:
+        """The losses of one whole block, inside a compiled function.
+
+        Args:
+            token_ids: int `[batch, B]`.
+            padding_mask: bool `[batch, B]`; padding only behind a text's end.
+            targets: int `[batch, B]`, the tokens behind each of them.
+            state: `keras_fam.StreamState` in front of the block.
+
+        Returns:
+            `(losses, state)`: nats, float32 `[batch, B]`, and the state behind the block.
+        """
         hidden, state = self.backbone.piece(token_ids, padding_mask, state, last=True)
         return block_losses(self, hidden, targets), state
 

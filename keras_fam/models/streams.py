@@ -1,5 +1,7 @@
 """Streams of unlimited length through a whole model, block after block, in memory of fixed size."""
 
+from collections.abc import Callable
+
 import numpy as np
 from keras import ops
 
@@ -27,10 +29,10 @@ from keras_fam.memory.state import (
     tokens_after,
 )
 from keras_fam.memory.streaming import Place, block_valid, with_short_rings
-from keras_fam.types import Tensor
+from keras_fam.types import MixedIn, Tensor
 
 
-class Streams:
+class Streams(MixedIn):
     """The streaming methods of `FAMBackbone`."""
 
     def initial_state(self, batch_size: int) -> StreamState:
@@ -41,6 +43,9 @@ class Streams:
 
         Returns:
             `keras_fam.StreamState`, of fixed size: nothing in it grows with the text.
+
+        Raises:
+            TypeError, ValueError: `batch_size` is no integer, or below 1.
         """
         batch_size = check_integer("batch_size", batch_size, 1)
         return self.inference("initial_state", self.begin)(batch_size=batch_size)
@@ -65,14 +70,43 @@ class Streams:
         """
         return self.stream_pieces(inputs, state, "piece", self.piece)
 
-    def read_into(self, state, inputs):
-        """`stream` without the hidden states, so that a long chunk takes no more memory than a short one: the state."""
+    def read_into(self, state: StreamState, inputs: Tensor | dict[str, Tensor]) -> StreamState:
+        """`stream` without the hidden states, so that a long chunk takes no more memory than a short one.
+
+        Args:
+            state: `keras_fam.StreamState`, of `initial_state` or of a call before.
+            inputs: int token ids `[batch, length]`, or a dict of `"token_ids"` and `"padding_mask"`.
+
+        Returns:
+            `keras_fam.StreamState` to go on with.
+
+        Raises:
+            TypeError, ValueError: see `stream`.
+        """
         return self.stream_pieces(inputs, state, "piece", self.piece, keep=False)[1]
 
-    def stream_pieces(self, inputs, state, name, piece, keep=True):
-        """`piece(token_ids, padding_mask, state, last, count)` over the pieces of a chunk; see `stream`.
+    def stream_pieces(
+        self,
+        inputs: Tensor | dict[str, Tensor],
+        state: StreamState,
+        name: str,
+        piece: Callable[..., tuple[Tensor, StreamState]],
+        keep: bool = True,
+    ) -> tuple[Tensor, StreamState]:
+        """What `stream` does, with a function of your own over the pieces of a chunk.
 
-        Compiled functions of `piece` are kept under `name`. Without `keep` there are no outputs.
+        Args:
+            inputs: see `stream`.
+            state: see `stream`.
+            name: str, under which the compiled function is kept.
+            piece: callable `(token_ids, padding_mask, state, last, count) -> (outputs, state)`, such as `piece`.
+            keep: bool. Whether to give outputs; without, they are None.
+
+        Returns:
+            `(outputs, state)`: `[batch, length, ...]`, and the state to go on with.
+
+        Raises:
+            TypeError, ValueError: see `stream`.
         """
         token_ids, padding_mask, state, position = self._check_chunk(inputs, state)
         if position is None:  # Inside a compiled function already.
@@ -117,8 +151,19 @@ class Streams:
         )
         return token_ids.astype("int32"), mask, state, place
 
-    def own_state(self, state, batch_size):
-        """A state in this model's form. Refuses the state of another model, batch size or dtype; see `stream`."""
+    def own_state(self, state: StreamState, batch_size: int) -> StreamState:
+        """A state in this model's form: one of a file by an earlier version may have another.
+
+        Args:
+            state: `keras_fam.StreamState`.
+            batch_size: int, its streams.
+
+        Returns:
+            `keras_fam.StreamState`.
+
+        Raises:
+            TypeError, ValueError: the state of another model, batch size or dtype.
+        """
         return self._own(state, batch_size)[0]
 
     def _own(self, state, batch_size):
@@ -129,14 +174,28 @@ class Streams:
         check_state(state, spec)
         return state, check_place(state, self.block_size)
 
-    def state_spec(self, batch_size):
-        """`StreamState` of `KerasTensor`: shapes and dtypes of a state of this model."""
+    def state_spec(self, batch_size: int) -> StreamState:
+        """Shapes and dtypes of a state of this model.
+
+        Args:
+            batch_size: int, parallel streams.
+
+        Returns:
+            `keras_fam.StreamState` of `keras.KerasTensor`.
+        """
         sinks = 0 if self.sink_token_id is None else 1
         layers = [layer.layer_spec(batch_size, self.fam_length, sinks) for layer in self.transformer_layers]
         return state_spec(tuple(layers), batch_size, self.options.slots)
 
-    def begin(self, batch_size):
-        """`initial_state` inside a compiled function."""
+    def begin(self, batch_size: int) -> StreamState:
+        """`initial_state` inside a compiled function.
+
+        Args:
+            batch_size: int >= 1, parallel streams.
+
+        Returns:
+            `keras_fam.StreamState`.
+        """
         start = self.start_of_memory()
         fam, sink = start.get("fam"), start.get("sink")
         if fam is None:
@@ -148,7 +207,15 @@ class Streams:
             sink = None if sink is None else layer.lift_prompt(sink)
         return empty_state(tuple(layers), batch_size, self.options)
 
-    def piece(self, token_ids, padding_mask, state, last, count=None, in_place=False):
+    def piece(
+        self,
+        token_ids: Tensor,
+        padding_mask: Tensor,
+        state: StreamState,
+        last: bool | Tensor,
+        count: Tensor | None = None,
+        in_place: bool = False,
+    ) -> tuple[Tensor, StreamState]:
         """Up to the rest of a block, through all layers.
 
         Args:

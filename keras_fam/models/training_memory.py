@@ -91,13 +91,12 @@ def training_memory(lm: Any, batch_size: int = 1, length: int = 8192) -> Trainin
     lora = [v for v in lm.variables if v.name.startswith("lora_kernel")]
     trained = bytes_of(lm.trainable_variables)
     optimizer = getattr(lm, "optimizer", None)
-    built = optimizer is not None and optimizer.built
     remat = any(getattr(layer._remat_mode, "mode", None) for layer in backbone.transformer_layers)
     return TrainingMemory(
         weights=bytes_of(lm.variables) - bytes_of(lora),
         lora=bytes_of(lora),
         gradients=trained,
-        optimizer=bytes_of(optimizer.variables) if built else 2 * trained,
+        optimizer=bytes_of(optimizer.variables) if optimizer is not None and optimizer.built else 2 * trained,
         activations=_activations(backbone, batch_size, length, remat),
         loss=_loss(lm, batch_size * length),
         stream=bytes_of(keras.tree.flatten(backbone.state_spec(1))),

@@ -1,13 +1,20 @@
 """What attends to what: one head's attention map, tokens and FAM."""
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from keras import ops
 
 from keras_fam.checks import check_integer, check_token_ids
+from keras_fam.models.backbone import FAMBackbone
+from keras_fam.models.causal_lm import FAMCausalLM
 from keras_fam.types import Tensor
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def plot_attention(model, tokens: Tensor, layer: int, head: int):
+
+def plot_attention(model: FAMCausalLM | FAMBackbone, tokens: Tensor, layer: int, head: int) -> "Figure":
     """Draws one head's attention over several blocks, with the rows and columns of FAM marked (paper, figure 11).
 
     Both axes run through the text as a layer's memory sees it: the learned prompt, block 0, F_0, block 1, F_1 and so
@@ -45,12 +52,14 @@ def plot_attention(model, tokens: Tensor, layer: int, head: int):
     axes.set_ylabel("queries: tokens, and FAM (red)")
     axes.set_title(f"layer {layer}, head {head}")
     bar = figure.colorbar(image, ax=axes, label="attention weight")
-    bar.set_ticks(np.sqrt([0, 0.01, 0.1, 0.25, 0.5, 1.0]), labels=["0", "0.01", "0.1", "0.25", "0.5", "1"])
+    bar.set_ticks(np.sqrt([0, 0.01, 0.1, 0.25, 0.5, 1.0]).tolist(), labels=["0", "0.01", "0.1", "0.25", "0.5", "1"])
     figure.tight_layout()
     return figure
 
 
-def attention_map(model, tokens: Tensor, layer: int, head: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
+def attention_map(
+    model: FAMCausalLM | FAMBackbone, tokens: Tensor, layer: int, head: int
+) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """What `plot_attention` draws.
 
     Args:
@@ -60,7 +69,7 @@ def attention_map(model, tokens: Tensor, layer: int, head: int) -> tuple[np.ndar
         `(weights, marks)`: float `[s, s]`, queries by keys, and the `(start, stop)` of FAM's rows and columns. Only
         whole blocks make a row of FAM; the prompt's rows are empty.
     """
-    backbone = getattr(model, "backbone", model)
+    backbone: Any = getattr(model, "backbone", model)
     tokens = np.atleast_2d(ops.convert_to_numpy(tokens))
     check_token_ids(tokens, backbone.vocabulary_size, "tokens")
     if tokens.shape[0] != 1:
@@ -68,7 +77,7 @@ def attention_map(model, tokens: Tensor, layer: int, head: int) -> tuple[np.ndar
     check_integer("layer", layer, 0, backbone.num_layers - 1)
     check_integer("head", head, 0, backbone.transformer_layers[layer].parts.num_query_heads - 1)
 
-    hidden = {}
+    hidden: dict[int, Tensor] = {}
     mask = ops.ones(tokens.shape, "bool")
     ids = ops.convert_to_tensor(tokens, "int32")
     backbone.hidden_states(ids, mask, layer_intercept_fn=lambda x, index: hidden.setdefault(index, x))

@@ -1,6 +1,6 @@
 """Where in a document a model knows more: the loss against the position."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -8,8 +8,11 @@ from keras_fam.checks import check_integer
 from keras_fam.models.causal_lm import FAMCausalLM
 from keras_fam.models.reading import losses_in_blocks, open_texts
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def loss_by_position(lm, token_ids: Any) -> np.ndarray:
+
+def loss_by_position(lm: FAMCausalLM, token_ids: Any) -> np.ndarray:
     """Each token's loss, read as a stream in fixed memory.
 
     Args:
@@ -29,7 +32,9 @@ def loss_by_position(lm, token_ids: Any) -> np.ndarray:
     return losses[:, : 1 + int(np.flatnonzero(~np.isnan(losses).all(axis=0))[-1])]
 
 
-def plot_loss_by_position(models, token_ids: Any, bin_size: int | None = None):
+def plot_loss_by_position(
+    models: FAMCausalLM | dict[str, FAMCausalLM], token_ids: Any, bin_size: int | None = None
+) -> "Figure":
     """Draws the loss against the position in the document: memory shows as a curve that goes on falling.
 
     Args:

@@ -15,12 +15,12 @@ class Weight(NamedTuple):
     """A variable, and how it is made of a tensor.
 
     Attributes:
-        variable: str. Path of the variable in the backbone; `None` for a tensor that the config stands for.
+        variable: str, path of the variable in the backbone; or None, for a tensor that the config stands for.
         shape: tuple. Shape that the tensor must have in the file.
         convert: function from the tensor's values to the variable's.
     """
 
-    variable: str
+    variable: str | None
     shape: tuple
     convert: Callable = np.asarray
 

@@ -1,6 +1,7 @@
 """Training tools for `model.fit`."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
@@ -38,14 +39,31 @@ class RandomStatePassingSchedule(keras.callbacks.Callback):
             )
         self.schedule = schedule
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Refuses a model that has nothing to schedule.
+
+        Args:
+            logs: not used.
+
+        Raises:
+            ValueError: a model that was made with `random_state_passing` of 0.
+        """
         if not self._deciders():
             raise ValueError(
                 "`RandomStatePassingSchedule` needs a model that was made with random_state_passing above 0. Received: "
                 f"{self.model.name!r}, which has no random state passing."
             )
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Sets the probability of the step that begins.
+
+        Args:
+            batch: int, not used: steps are counted by the optimizer.
+            logs: not used.
+
+        Raises:
+            TypeError, ValueError: the schedule gave no number in [0, 1].
+        """
         if hasattr(self.model, "jax_state_sync"):  # On jax, `fit` keeps the variables' values to itself.
             self.model.jax_state_sync()
         optimizer = getattr(self.model, "optimizer", None)

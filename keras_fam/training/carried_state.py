@@ -1,5 +1,7 @@
 """Stateful training: which rows of a batch go on with the text of the batch before, and from where."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -50,7 +52,9 @@ class CarriedState(SavesRunState, keras.layers.Layer):
     ```
     """
 
-    def __init__(self, batch_size: int, block_size: int, memory_segments: int, position_period: int, **kwargs):
+    def __init__(
+        self, batch_size: int, block_size: int, memory_segments: int, position_period: int, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.block_size = check_integer("block_size", block_size, 1)

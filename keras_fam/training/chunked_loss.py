@@ -1,7 +1,7 @@
 """Cross entropy of a big vocabulary: the logits of some positions at a time."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -50,9 +50,19 @@ class ChunkedCrossentropy(keras.losses.Loss):
         super().__init__(name=name, reduction="mean_with_sample_weight")
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """The loss of each place, for a model that is no `FAMCausalLM`.
+
+        Args:
+            y_true: int `[batch, length]`, targets.
+            y_pred: float `[batch, length, vocabulary]`, logits.
+
+        Returns:
+            float `[batch, length]`, nats.
+        """
         return ops.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        """The arguments by name, for saving."""
         return {"piece": self.piece, "name": self.name}
 
 

@@ -2,44 +2,78 @@
 
 import contextlib
 import warnings
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import keras
 import keras_hub
 from keras import ops
-from keras.src.utils.tracking import no_automatic_dependency_tracking
+from keras.src.utils.tracking import DotNotTrackScope
 
+from keras_fam.arguments import DEFAULT, given
 from keras_fam.backend.devices import data_replicas, sum_over_replicas
 from keras_fam.backend.inside import Inside
 from keras_fam.backend.kept_gradients import gradients_forgotten
 from keras_fam.training.chunked_loss import ChunkedCrossentropy, chunked_crossentropy
 from keras_fam.training.token_metrics import TokenMetrics
+from keras_fam.types import Data, MixedIn, Tensor
 
 # Inside, a call of the model that is set ends with hidden states.
 _ends_with_hidden_states = Inside()
+# What `compile` hands on to Keras if it is given.
+_COMPILE_ARGUMENTS = (
+    *("metrics", "loss_weights", "run_eagerly", "steps_per_execution", "jit_compile", "auto_scale_loss"),
+)
 
 
-class TrainsInPieces:
+class TrainsInPieces(MixedIn):
     """The methods of a `keras_hub.models.CausalLM` that a loss in pieces needs. `predict` and calls give logits."""
 
-    _token_metrics = None
+    _token_metrics: TokenMetrics | None = None
 
-    @no_automatic_dependency_tracking
-    def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", sampler="top_k", **kwargs) -> None:
-        """See `keras_hub.models.CausalLM.compile`. The loss is computed in pieces unless another one is given.
+    def compile(
+        self,
+        optimizer: Any = "auto",
+        loss: Any = "auto",
+        *,
+        weighted_metrics: Any = "auto",
+        sampler: str | keras_hub.samplers.Sampler = "top_k",
+        metrics: Any = DEFAULT,
+        loss_weights: Any = DEFAULT,
+        run_eagerly: bool = DEFAULT,
+        steps_per_execution: int = DEFAULT,
+        jit_compile: bool | Literal["auto"] = DEFAULT,
+        auto_scale_loss: bool = DEFAULT,
+        **kwargs: Any,
+    ) -> None:
+        """Says how the model trains and generates, as `keras_hub.models.CausalLM.compile` does.
+
+        The loss is computed in pieces unless another one is given.
 
         Args:
-            optimizer: see `keras_hub.models.CausalLM.compile`.
+            optimizer: `keras.optimizers.Optimizer`, the name of one, or `"auto"`: KerasHub's, Adam at a low rate.
             loss: `"auto"`, `"chunked_crossentropy"` or a `keras_fam.ChunkedCrossentropy`, all of them cross entropy per
                 real token, of which no more than some positions' logits exist at once; or any loss of Keras.
             weighted_metrics: `"auto"`, which is the accuracy, or a list; with the loss in pieces out of `"accuracy"`,
                 `"sparse_categorical_accuracy"`, `"perplexity"` and `keras.metrics.SparseCategoricalAccuracy()`. Weights
                 that are not given are the padding mask.
-            sampler: see `keras_hub.models.CausalLM.compile`.
-            **kwargs: see `keras.Model.compile`.
+            sampler: `keras_hub.samplers.Sampler`, or the name of one: how `generate` draws.
+            metrics: list of metrics that weigh every place alike; none with the loss in pieces.
+            loss_weights: see `keras.Model.compile`; none with the loss in pieces.
+            run_eagerly: bool. Whether steps are not compiled, to look into them.
+            steps_per_execution: int, batches that one compiled call reads.
+            jit_compile: bool or `"auto"`. Whether steps are compiled by XLA.
+            auto_scale_loss: bool. Whether the loss is scaled where the dtype policy is `"mixed_float16"`.
+            **kwargs: what a newer Keras takes.
 
         Raises:
             ValueError: metrics that need all logits, or `loss_weights`, with the loss in pieces.
         """
+        kwargs = given(locals(), *_COMPILE_ARGUMENTS) | kwargs
+        with DotNotTrackScope():  # The losses and metrics of `compile` are no part of the model.
+            self._compile(optimizer, loss, weighted_metrics, sampler, kwargs)
+
+    def _compile(self, optimizer, loss, weighted_metrics, sampler, kwargs):
         if isinstance(loss, str) and loss in ("auto", "chunked_crossentropy"):
             loss = ChunkedCrossentropy()
         token_metrics = None
@@ -57,7 +91,8 @@ class TrainsInPieces:
         if token_metrics is not None:
             self._loss_tracker, self._compile_loss, self._compile_metrics = token_metrics.loss, None, None
 
-    def get_compile_config(self):
+    def get_compile_config(self) -> dict[str, Any]:
+        """What `compile` was given, to save it: for `compile_from_config`."""
         config = super().get_compile_config()
         if config and getattr(self, "sampler", None) is not None:
             config["sampler"] = keras_hub.samplers.serialize(self.sampler)
@@ -65,8 +100,12 @@ class TrainsInPieces:
             config["trained_variables"] = len(self.trainable_variables) if started else 0
         return config
 
-    def compile_from_config(self, config):
-        """Compiles as the model was compiled that was saved. Its optimizer goes on if it trains as many variables."""
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles as the model was compiled that was saved. Its optimizer goes on if it trains as many variables.
+
+        Args:
+            config: dict, of `get_compile_config`.
+        """
         config = dict(config)
         trained = config.pop("trained_variables", 0)
         try:
@@ -79,32 +118,81 @@ class TrainsInPieces:
             self.optimizer.build(self.trainable_variables)
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The metrics of `compile`, the loss among them."""
         return super().metrics + ([] if self._token_metrics is None else self._token_metrics.all)
 
-    def train_step(self, *args):
+    def train_step(self, *args: Any) -> Any:
+        """One step of `fit`; see `keras.Model.train_step`.
+
+        Args:
+            *args: what Keras gives a step on this backend, the batch at the end.
+
+        Returns:
+            What Keras takes from a step on this backend.
+        """
         with self._step():
             return super().train_step(*args)
 
-    def test_step(self, *args):
+    def test_step(self, *args: Any) -> Any:
+        """One step of `evaluate`; see `train_step`.
+
+        Args:
+            *args: what Keras gives a step on this backend, the batch at the end.
+
+        Returns:
+            What Keras takes from a step on this backend.
+        """
         with self._step():
             return super().test_step(*args)
 
     @contextlib.contextmanager
-    def _step(self):
+    def _step(self) -> Iterator[None]:
         if self._token_metrics is None:
             yield
             return
         with _ends_with_hidden_states.set(self), gradients_forgotten():
             yield
 
-    def call(self, inputs, training=None, mask=None, **kwargs):
+    def call(self, inputs: Data, training: bool | None = None, mask: Any = None, **kwargs: Any) -> Tensor:
+        """Logits; see the class. In a step of the loss in pieces, hidden states in place of them.
+
+        Args:
+            inputs: dict of `"token_ids"`, int `[batch, length]`, and `"padding_mask"`, `[batch, length]`.
+            training: bool or None, see `keras.Model`.
+            mask: not used: padding is in `inputs`.
+            **kwargs: see `keras.Model.call`.
+
+        Returns:
+            `[batch, length, vocabulary_size]`, or `[batch, length, hidden_dim]`.
+        """
         if _ends_with_hidden_states.value is not self:
             return super().call(inputs, training=training, mask=mask, **kwargs)
         return self.backbone(self.check_inputs(inputs, training), training=training)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """See `keras.Model.compute_loss`. `y_pred` are logits, or hidden states in a step of the loss in pieces."""
+    def compute_loss(
+        self,
+        x: Data = None,
+        y: Data = None,
+        y_pred: Tensor = None,
+        sample_weight: Data = None,
+        training: bool = True,
+    ) -> Tensor:
+        """The loss of one batch, as `keras.Model.compute_loss` has it.
+
+        Args:
+            x: dict of `"token_ids"`, int `[batch, length]`, and `"padding_mask"`.
+            y: int `[batch, length]`, the token that follows each one.
+            y_pred: logits, or hidden states in a step of the loss in pieces.
+            sample_weight: `[batch, length]`, or `[batch]` for one of each row; None is the padding mask.
+            training: bool.
+
+        Returns:
+            Scalar tensor.
+
+        Raises:
+            ValueError: no `y`; targets or weights of another shape than the model's places.
+        """
         if self._token_metrics is None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         targets, weights = _targets_and_weights(x, y, y_pred, sample_weight)

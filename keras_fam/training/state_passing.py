@@ -1,5 +1,7 @@
 """Random state passing: start a training step from the memory that the step before left (paper, section 3.1)."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -33,7 +35,7 @@ class RandomStatePassing(SavesRunState, keras.layers.Layer):
     ```
     """
 
-    def __init__(self, probability: float, **kwargs):
+    def __init__(self, probability: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.initial_probability = check_probability("random_state_passing", probability)
         self.seed_generator = keras.random.SeedGenerator()

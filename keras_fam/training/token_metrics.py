@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_fam.training.chunked_loss import LossSums
+from keras_fam.types import Tensor
 
 _ACCURACIES = ("accuracy", "acc", "sparse_categorical_accuracy")
 
@@ -14,7 +15,7 @@ class TokenMean(keras.metrics.Mean):
     def update_state(self, values, sample_weight=None):
         pass
 
-    def add(self, total, weight) -> None:
+    def add(self, total: Tensor, weight: Tensor) -> None:
         """Adds a batch: a weighted sum and the sum of the weights, scalars."""
         self.total.assign_add(ops.cast(ops.stop_gradient(total), self.total.dtype))
         self.count.assign_add(ops.cast(weight, self.count.dtype))
@@ -71,7 +72,7 @@ class TokenMetrics:
         """Without the loss."""
         return [*self.accuracy, *self.perplexity]
 
-    def add(self, sums: LossSums, loss) -> None:
+    def add(self, sums: LossSums, loss: Tensor) -> None:
         """Adds a batch; `loss` is its mean, regularization included."""
         self.loss.add(loss * sums.weight, sums.weight)
         for metric in self.accuracy:
