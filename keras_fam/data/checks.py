@@ -5,12 +5,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from keras import ops
 
-from keras_fam.checks import check_integer, check_probabilities, check_weight
-
-MAX_INT = 2**31 - 1
-"""The largest token id, and the most tokens that one array holds: both are counted in int32."""
+from keras_fam.checks import MAX_INT, check_integer, check_probabilities, check_weight, to_array
 
 MAX_WORDS = 2**20
 """The most words of a filler sentence, and the most keys: a vocabulary that is made up need not be larger."""
@@ -70,20 +66,6 @@ def check_integers(name: str, values: Any, low: int, high: int, verb: str = "hol
 
 def _is_integer(value):
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def to_array(name: str, values: Any) -> np.ndarray:
-    """The NumPy array of a list, an array or a tensor.
-
-    Raises:
-        ValueError: rows of different lengths, or a tensor without values.
-    """
-    try:
-        return ops.convert_to_numpy(values) if ops.is_tensor(values) else np.asarray(values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"`{name}` must be a list, an array or a tensor. Received: {name} of type {type(values).__name__}: {error}"
-        ) from error
 
 
 def check_size(**sizes: int) -> None:

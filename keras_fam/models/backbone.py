@@ -11,8 +11,21 @@ from keras_fam.backend.parameters import RegistersParameters
 from keras_fam.backend.quantized import keep_gradient
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
 from keras_fam.backend.values import KeepsValues
-from keras_fam.checks import check_flag, check_keywords, check_path, check_probability
+from keras_fam.checks import (
+    check_document_start,
+    check_dtype,
+    check_flag,
+    check_function,
+    check_keywords,
+    check_name,
+    check_padding_mask,
+    check_path,
+    check_probability,
+    check_token_ids,
+    dtype_of,
+)
 from keras_fam.families import family_of
+from keras_fam.layers.checks import check_states
 from keras_fam.layers.decoder_layer import FAMDecoderLayer
 from keras_fam.layers.lora_checkpoint import merged_alone
 from keras_fam.layers.positions import LearnedPlaces
@@ -113,6 +126,7 @@ class FAMBackbone(
     ):
         check_keywords(kwargs, ("backbone", *MEMORY_ARGUMENTS, "name", "trainable"))
         check_flag("trainable", kwargs.get("trainable", True))
+        check_name("name", kwargs.get("name"))
         if isinstance(backbone, FAMBackbone):
             raise ValueError("`backbone` must be a stock backbone. Received: backbone that is already a FAMBackbone.")
         options = ModelOptions(
@@ -210,9 +224,19 @@ class FAMBackbone(
         Returns:
             `[batch, length, hidden_dim]`.
         """
-        intercept = layer_intercept_fn or (lambda x, index: x)
+        intercept = check_function("layer_intercept_fn", layer_intercept_fn) or (lambda x, index: x)
+        token_ids = check_token_ids(token_ids, self.family.backbone.vocabulary_size)
+        padding_mask = check_padding_mask(padding_mask, token_ids)
+        if "float" in dtype_of(padding_mask):
+            padding_mask = ops.cast(padding_mask, "bool")
         carried, start = None, None
         if document_start is not None:
+            if self.carried_state is None:
+                raise ValueError(
+                    "`document_start` needs a model with stateful_batch_size: expected None. Received: document_start "
+                    f"of type {type(document_start).__name__}."
+                )
+            document_start = check_document_start(document_start, token_ids)
             carried = self.carried_state(padding_mask, document_start)
             start = carried["position"]
         places = None if self.learned_places is None else self.learned_places(token_ids, start)
@@ -255,7 +279,7 @@ class FAMBackbone(
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states `[batch, length, hidden_dim]` to logits `[batch, length, vocabulary_size]`."""
-        return self.family.logits(hidden)
+        return self.family.logits(check_states("hidden", hidden, self.hidden_dim))
 
     @property
     def random_state_passing(self) -> float:
@@ -384,6 +408,8 @@ class FAMBackbone(
         """
         for name, flag in (("load_weights", load_weights), ("trainable", kwargs.get("trainable", True))):
             check_flag(name, flag)
+        check_dtype("dtype", kwargs.get("dtype"))
+        check_name("name", kwargs.get("name"))
         return load_backbone(cls, super().from_preset, preset, load_weights, kwargs)
 
     def save_to_preset(self, preset_dir: str, max_shard_size: float | None = 10) -> None:

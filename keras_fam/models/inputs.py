@@ -17,6 +17,12 @@ class ChecksInputs:
     """A model whose inputs are checked by a call, on every way into it."""
 
     def __call__(self, inputs, *args, **kwargs):
+        if not _checked.value and not (isinstance(inputs, dict) and {"token_ids", "padding_mask"} <= set(inputs)):
+            raise TypeError(
+                "`inputs` must be a dict of 'token_ids' and 'padding_mask'; a call of a model preprocesses no text. "
+                f"Received: inputs of type {type(inputs).__name__}"
+                + (f" with keys {list(inputs)!r:.200}." if isinstance(inputs, dict) else ".")
+            )
         inputs = self.check_inputs(inputs, kwargs.get("training"))
         with _checked.set(True):
             return super().__call__(inputs, *args, **kwargs)

@@ -9,7 +9,7 @@ import keras
 import keras_hub
 from keras_hub.src.utils.preset_utils import get_preset_loader
 
-from keras_fam.checks import check_keywords
+from keras_fam.checks import check_flag, check_keywords, check_path, check_positive
 from keras_fam.families import family_of
 from keras_fam.files.atomic import atomic_write
 from keras_fam.files.folders import read_folder, replace_folder
@@ -47,7 +47,8 @@ def load_backbone(cls, load_saved, preset, load_weights, arguments):
         if memory.get("random_state_passing"):  # A saved run leaves its own among its weights.
             backbone.random_state_passing = memory["random_state_passing"]
         return backbone
-    check_keywords(rest, (*MEMORY_ARGUMENTS, *inspect.signature(stock_cls).parameters))
+    of_stock = inspect.signature(stock_cls).parameters.values()
+    check_keywords(rest, (*MEMORY_ARGUMENTS, *(each.name for each in of_stock if each.kind != each.VAR_KEYWORD)))
     return _with_memory(cls, stock_cls, loader, memory, lambda: stock_cls.from_preset(preset, load_weights, **rest))
 
 
@@ -82,6 +83,8 @@ def save_preset(save, preset_dir, max_shard_size):
     Raises:
         ValueError: `preset_dir` is a file.
     """
+    if max_shard_size is not None:
+        check_positive("max_shard_size", max_shard_size)
     if os.path.exists(preset_dir) and not os.path.isdir(preset_dir):
         raise ValueError(f"`preset_dir` must be a folder, or new. Received: preset_dir={str(preset_dir)!r}, a file.")
     replace_folder(preset_dir, functools.partial(save, max_shard_size=max_shard_size), _SUPERSEDED)
@@ -92,12 +95,14 @@ class SavesWhole:
 
     def load_weights(self, filepath: str | os.PathLike, *args, **kwargs) -> None:
         """See `keras.Model.load_weights`. Files of version 0.1 are taken too."""
+        check_path("filepath", filepath)
         with with_names_of_today(filepath) as path:
             super().load_weights(path, *args, **kwargs)
 
     def save(self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs) -> None:
         """See `keras.Model.save`. A local `.keras` file is replaced in one step."""
-        path = str(filepath)
+        path = str(check_path("filepath", filepath))
+        check_flag("overwrite", overwrite)
         if not path.endswith(".keras") or "://" in path or (os.path.exists(path) and not overwrite):
             return super().save(filepath, overwrite=overwrite, **kwargs)
         with atomic_write(path) as file:

@@ -3,7 +3,8 @@
 import numpy as np
 from keras import ops
 
-from keras_fam.checks import check_integer, check_token_ids
+from keras_fam.checks import check_integer, check_token_ids, to_array
+from keras_fam.models.backbone import FAMBackbone
 from keras_fam.types import Tensor
 
 
@@ -61,9 +62,13 @@ def attention_map(model, tokens: Tensor, layer: int, head: int) -> tuple[np.ndar
         whole blocks make a row of FAM; the prompt's rows are empty.
     """
     backbone = getattr(model, "backbone", model)
-    tokens = np.atleast_2d(ops.convert_to_numpy(tokens))
-    check_token_ids(tokens, backbone.vocabulary_size, "tokens")
-    if tokens.shape[0] != 1:
+    if not isinstance(backbone, FAMBackbone):
+        raise TypeError(
+            f"`model` must be a FAMCausalLM or FAMBackbone. Received: model of type {type(model).__name__}."
+        )
+    tokens = to_array("tokens", tokens)
+    tokens = check_token_ids(tokens[None] if tokens.ndim == 1 else tokens, backbone.vocabulary_size, "tokens")
+    if tokens.shape[0] != 1 or not tokens.size:
         raise ValueError(f"`tokens` must be one text, [length]. Received: tokens of shape {tokens.shape}.")
     check_integer("layer", layer, 0, backbone.num_layers - 1)
     check_integer("head", head, 0, backbone.transformer_layers[layer].parts.num_query_heads - 1)
