@@ -9,7 +9,6 @@ from keras.src.backend import in_symbolic_scope
 
 from keras_fam.backend.buffers import is_concrete, to_host
 
-
 MAX_INT = 2**31 - 1
 """The largest size, token id and place: they are counted in int32."""
 

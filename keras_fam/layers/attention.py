@@ -59,8 +59,8 @@ class FeedbackAttention(TakesNumbers, RematerializesPurely, keras.layers.Layer):
     Call arguments:
         inputs: float `[batch, length, d]`, any length.
         fam: float `[1 or batch, N, d]`, N <= B, the prompt at this layer; None for BSWA without FAM.
-        inputs_mask: bool or int `[batch, length]`, 0 for padding; a Keras mask is taken up by itself. Padding is attended to
-            by nothing, and a block of nothing but padding leaves FAM as it was.
+        inputs_mask: bool or int `[batch, length]`, 0 for padding; a Keras mask is taken up by itself. Padding is
+            attended to by nothing, and a block of nothing but padding leaves FAM as it was.
 
     Returns:
         `[batch, length, d]`, without residual; with `fam`, a pair of it and the prompt's own attention output.

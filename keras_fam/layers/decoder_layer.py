@@ -47,8 +47,8 @@ class FAMDecoderLayer(TakesNumbers, RematerializesPurely, StreamsAlone, SavesRun
         inputs: float `[batch, length, d]`, I; any length.
         fam: float `[1 or batch, N, d]`, N <= B, the prompt at this layer: of `FAMPrompt`, or returned by the layer
             below. None for block sliding window attention without FAM.
-        inputs_mask: bool or int `[batch, length]`, 0 for padding; a Keras mask is taken up by itself. Padding is attended to
-            by nothing, and a block of nothing but padding leaves FAM as it was.
+        inputs_mask: bool or int `[batch, length]`, 0 for padding; a Keras mask is taken up by itself. Padding is
+            attended to by nothing, and a block of nothing but padding leaves FAM as it was.
         carried: dict of `CarriedState` or `RandomStatePassing`, or None: the memory that training starts from.
         sink: float `[1, 1, d]`, the start token at this layer: its embedding, or returned by the layer below; or None.
         training: bool.

@@ -18,7 +18,6 @@ from keras_fam.tools.gguf_file import GGUFFile
 from keras_fam.tools.gguf_models import check_tensors, model_in
 from keras_fam.tools.gguf_tokenizers import adds_start_token, build_tokenizer, keep_in_config
 
-
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -53,6 +52,8 @@ def import_gguf(path, out, dtype="float32"):
     """
     check_path("path", path)
     check_choice("dtype", dtype, DTYPES)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"`path` must be an existing file. Received: path={str(path)!r}.")
     out = Path(check_path("out", out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"`out` must be a new or an empty folder. Received: {out}")

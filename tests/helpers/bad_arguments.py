@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import re
 import signal
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,15 +101,25 @@ def nonsense(valid):
     return values_beside(valid)
 
 
-def wrong(call, arguments, argument, value, named):
-    """What is wrong with the answer of `call` to nonsense: a str, or None if it is refused as it should be."""
+def wrong(call, arguments, argument, value, named, size):
+    """What is wrong with the answer of `call` to nonsense: a str, or None if it is refused as it should be.
+
+    Args:
+        call: callable.
+        arguments: dict, valid arguments.
+        argument: str, the one that `value` is put in the place of.
+        value: nonsense.
+        named: str, a pattern for the name of the argument in the message.
+        size: int, bytes of Python and NumPy that it may take to refuse.
+    """
     with computing() as computed:
         try:
-            with time_limit(SECONDS):
+            with time_limit(SECONDS), memory_limit(size):
                 call(**{**arguments, argument: value})
         except REFUSALS as error:
             message = str(error)
-            if not re.search(rf"(?<!\w)(?:{named})(?!\w)", message) or "Received" not in message:
+            given = "Received" in message or f"{argument}=" in message  # Keras's words are of the second kind.
+            if not re.search(rf"(?<!\w)(?:{named})(?!\w)", message) or not given:
                 return f"{type(error).__name__} without the argument's name or what was received: {message[:300]}"
             if len(message) > 2000:
                 return f"a message of {len(message)} characters"
@@ -137,6 +148,19 @@ def computing():
         for cls in COMPUTING:
             stack.enter_context(counted(cls))
         yield computed
+
+
+@contextlib.contextmanager
+def memory_limit(size):
+    """Fails if more bytes of Python and NumPy are taken than `size`."""
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        if peak > size:
+            raise MemoryError(f"took {peak:,} bytes")
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ OPTIONS = dict(
     stop_gradient_memory=False,
     truncate_bptt=2,
     stateful_batch_size=None,
-    memory_span=4.0,
-    memory_gate=-2.0,
+    memory_span=None,
+    memory_gate=None,
     sink_token_id=1,
 )
 OPTIONS_MEANING = {
@@ -79,7 +79,8 @@ MODELS = {
             backbone=w.stock,
             model_parallel_dim_name="model",
             data_parallel_dim_name="batch",
-        )
+        ),
+        also={"backbone": "backbone|preset"},  # A str is a preset, as in `from_preset`.
     ),
     "FAMBackbone.hidden_states": Call(
         lambda w: dict(token_ids=w.ids, padding_mask=w.mask, document_start=None, layer_intercept_fn=None),
