@@ -192,7 +192,10 @@ def check_ones_and_zeros(name, value, shape):
     """A mask whose values are known: an array of `shape` that holds 0 and 1, or bools, as a bool array."""
     array = to_array(name, value)
     if array.shape != tuple(shape):
-        raise ValueError(f"`{name}` must have shape {tuple(shape)}. Received: {name} of shape {array.shape}.")
+        raise ValueError(
+            f"`{name}` must have shape {tuple(shape)}. Received: {name} of shape {array.shape} and type "
+            f"{type(value).__name__}."
+        )
     if array.dtype != bool:
         try:
             wrong = array[(array != 0) & (array != 1)]
@@ -234,6 +237,7 @@ def check_ids_shape(token_ids, name="token_ids"):
     While Keras builds a model it asks for shapes alone. Under tensorflow's `MirroredStrategy` it then shows an average
     of ids over the devices, in float64.
     """
+    given = type(token_ids).__name__
     if not hasattr(token_ids, "shape"):
         try:
             token_ids = np.asarray(token_ids)
@@ -245,7 +249,8 @@ def check_ids_shape(token_ids, name="token_ids"):
             token_ids = token_ids.astype("int32")  # an empty list has no dtype of its own
     if len(token_ids.shape) != 2:
         raise ValueError(
-            f"`{name}` must have rank 2, [batch, length]. Received: {name} of shape {tuple(token_ids.shape)}."
+            f"`{name}` must have rank 2, [batch, length]. Received: {name} of shape {tuple(token_ids.shape)} and type "
+            f"{given}."
         )
     check_known_length(name, token_ids)
     dtype = dtype_of(token_ids)
@@ -266,12 +271,14 @@ def check_vocabulary(values, vocabulary_size, name="token_ids"):
 
 def check_padding_mask(padding_mask, token_ids, name="padding_mask"):
     """A mask of the shape of the token ids, as far as both shapes are known; its values too, where it is an array."""
+    given = type(padding_mask).__name__
     if not hasattr(padding_mask, "shape"):
         padding_mask = to_array(name, padding_mask)
     expected, received = tuple(token_ids.shape), tuple(padding_mask.shape)
     if not agree(expected, received):
         raise ValueError(
-            f"`{name}` must have the shape of `token_ids`, {expected}. Received: {name} of shape {received}."
+            f"`{name}` must have the shape of `token_ids`, {expected}. Received: {name} of shape {received} and type "
+            f"{given}."
         )
     # Of tensors only what should be neither integers nor bools is looked at: it would stop the device.
     plain = dtype_of(padding_mask) == "bool" or "int" in dtype_of(padding_mask)

@@ -139,7 +139,7 @@ def test_nonsense(world, name, argument):
     for kind, value in nonsense(valid[argument]).items():
         if kind in accepted(name, argument, valid[argument]):
             continue
-        answer = wrong(called, CALLS[name].arguments(world), argument, value, call.also.get(argument, argument), size)
+        answer = wrong(called, CALLS[name].arguments(world), argument, value, call.words(argument), size)
         if answer is not None:
             failures.setdefault(answer, []).append(kind)
     assert not failures
@@ -171,3 +171,25 @@ def test_meanings(world, name):
 def test_arguments_that_do_not_exist(world, name):
     with pytest.raises((TypeError, ValueError), match="nonsense"):
         target(world, name)(**CALLS[name].arguments(world), nonsense=3)
+
+
+@pytest.mark.parametrize(
+    "name, sizes",
+    [
+        ("DocumentStream", dict(batch_size=2**20, sequence_length=2**20)),
+        ("DocumentStream.both", dict(batch_size=2**20, sequence_length=2**20)),
+        ("PassKeyTask.examples", dict(batch_size=2**20, blocks=2**20, keys=None)),
+        ("PassKeyTask.prompt", dict(batch_size=2**20, blocks=2**20)),
+        ("PassKeyTask.prompt_blocks", dict(batch_size=2**28)),  # rows of one block of 16 tokens
+        ("PassKeyTask.question_blocks", dict(batch_size=2**28)),
+        ("PassKeyTask.stream", dict(batch_size=2**20, blocks=2**20)),
+        ("passkey_text", dict(blocks=2**20, block_size=2**20)),
+    ],
+    ids=str,
+)
+def test_sizes_that_are_too_large_together(world, name, sizes):
+    """Each may be large; what they make together may not."""
+    with pytest.raises(ValueError) as caught:
+        target(world, name)(**{**CALLS[name].arguments(world), **sizes})
+    message = str(caught.value)
+    assert "2147483647" in message and all(f"`{size}`" in message for size in sizes if size != "keys"), message

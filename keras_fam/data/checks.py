@@ -54,7 +54,10 @@ def check_integers(name: str, values: Any, low: int, high: int, verb: str = "hol
         # Python's integers need not fit in any dtype: NumPy makes floats or objects of the largest.
         integers = np.asarray(values, object) if isinstance(values, (list, tuple)) else array
         if integers.dtype != object or not all(map(_is_integer, integers.flat)):
-            raise TypeError(f"`{name}` must {verb} integers. Received: {name} of dtype {array.dtype}.")
+            raise TypeError(
+                f"`{name}` must {verb} integers. Received: {name} of type {type(values).__name__} "
+                f"and dtype {array.dtype}."
+            )
     smallest, largest = integers.min(), integers.max()
     if smallest < low or largest > high:
         raise ValueError(
@@ -104,6 +107,8 @@ def check_sizes(name: str, values: Sequence[int]) -> np.ndarray:
 
 def check_iterable(name: str, values: Any) -> Iterable:
     """Raises TypeError if `values` cannot be iterated over."""
-    if not isinstance(values, Iterable):
-        raise TypeError(f"`{name}` must be iterable. Received: {name}={values!r} of type {type(values).__name__}.")
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
+        raise TypeError(
+            f"`{name}` must be iterable, and no text. Received: {name}={values!r} of type {type(values).__name__}."
+        )
     return values

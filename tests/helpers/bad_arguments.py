@@ -32,6 +32,7 @@ class Call:
             docstring says what. None needs no mention where it is the default.
         also: dict of argument to the name that messages have for it, where they name a part of it.
         keywords: names of arguments that go through `**kwargs`.
+        received: pattern for how a message says what was received; Keras has words of its own.
         fresh: `on` for values that are accepted, where the call changes what it is called on; or None.
     """
 
@@ -40,11 +41,16 @@ class Call:
     meaning: dict[str, str] = field(default_factory=dict)
     also: dict[str, str] = field(default_factory=dict)
     keywords: tuple[str, ...] = ()
+    received: str = "Received"
     fresh: Callable[[Any], Callable] | None = None
 
     def kinds(self, argument):
         """The kinds of nonsense that mean something as `argument`."""
         return [kind.strip() for kind in self.meaning.get(argument, "").split(",") if kind.strip()]
+
+    def words(self, argument):
+        """Patterns of what a message about `argument` must say."""
+        return rf"(?<!\w)(?:{self.also.get(argument, argument)})(?!\w)", self.received
 
 
 def public_callables(modules, left_out):
@@ -101,7 +107,7 @@ def nonsense(valid):
     return values_beside(valid)
 
 
-def wrong(call, arguments, argument, value, named, size):
+def wrong(call, arguments, argument, value, words, size):
     """What is wrong with the answer of `call` to nonsense: a str, or None if it is refused as it should be.
 
     Args:
@@ -109,7 +115,7 @@ def wrong(call, arguments, argument, value, named, size):
         arguments: dict, valid arguments.
         argument: str, the one that `value` is put in the place of.
         value: nonsense.
-        named: str, a pattern for the name of the argument in the message.
+        words: patterns of what the message must say: the argument's name, and that something was received.
         size: int, bytes of Python and NumPy that it may take to refuse.
     """
     with computing() as computed:
@@ -118,15 +124,25 @@ def wrong(call, arguments, argument, value, named, size):
                 call(**{**arguments, argument: value})
         except REFUSALS as error:
             message = str(error)
-            given = "Received" in message or f"{argument}=" in message  # Keras's words are of the second kind.
-            if not re.search(rf"(?<!\w)(?:{named})(?!\w)", message) or not given:
+            if not all(re.search(word, message) for word in words):
                 return f"{type(error).__name__} without the argument's name or what was received: {message[:300]}"
             if len(message) > 2000:
                 return f"a message of {len(message)} characters"
+            if not says(message, value):
+                return f"nothing of the value in {message[:300]}"
             return f"computed before it said {message[:100]}" if computed else None
         except Exception as error:
             return f"{type(error).__name__}: {str(error)[:300]}"
     return "accepted"
+
+
+def says(message, value):
+    """Whether a message tells what was received: a single value itself, or at least its type."""
+    if isinstance(value, (list, dict, tuple)) or hasattr(value, "shape"):
+        return True
+    told = message.partition("Received")[2] or message
+    names = (str(value)[:80], repr(value)[:80], type(value).__name__, getattr(value, "__name__", type(value).__name__))
+    return any(name in told for name in names) or (isinstance(value, (int, float, complex)) and "shape ()" in told)
 
 
 @contextlib.contextmanager

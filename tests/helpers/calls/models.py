@@ -47,7 +47,7 @@ def _set_random_state_passing(world):
 
 SAVED = {"preset_dir": PATH, "max_shard_size": "None, fraction, huge"}
 SAVE = Call(lambda w: dict(filepath="model.keras", overwrite=True), own("save"))
-LOAD = Call(lambda w: dict(filepath=w.weights), own("load_weights"))
+LOAD = Call(lambda w: dict(filepath=w.weights), own("load_weights"), received="Received|filepath=")
 INPUTS = {"inputs": "inputs|token_ids|padding_mask"}  # Messages name the part that is wrong.
 CHUNK = {"inputs": "inputs|token_ids|padding_mask|state"}  # A chunk of other rows than the state has.
 
