@@ -139,6 +139,14 @@ def check_finite(name, value):
     return float(value)
 
 
+def check_model_arguments(arguments):
+    """What every model and preset takes by keyword, as far as it is given: flags, a name, a dtype."""
+    for name in ("load_weights", "compile", "trainable"):
+        check_flag(name, arguments.get(name, True))
+    check_name("name", arguments.get("name"))
+    check_dtype("dtype", arguments.get("dtype"))
+
+
 def check_spans(name, value):
     """A number above 0, or a sequence of them: a float, or a tuple of floats."""
     if isinstance(value, (list, tuple, np.ndarray)):

@@ -11,19 +11,7 @@ from keras_fam.backend.parameters import RegistersParameters
 from keras_fam.backend.quantized import keep_gradient
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
 from keras_fam.backend.values import KeepsValues
-from keras_fam.checks import (
-    check_document_start,
-    check_dtype,
-    check_flag,
-    check_function,
-    check_keywords,
-    check_name,
-    check_padding_mask,
-    check_path,
-    check_probability,
-    check_token_ids,
-    dtype_of,
-)
+from keras_fam.checks import check_function, check_keywords, check_model_arguments, check_path, check_probability
 from keras_fam.families import family_of
 from keras_fam.layers.checks import check_states
 from keras_fam.layers.decoder_layer import FAMDecoderLayer
@@ -31,7 +19,7 @@ from keras_fam.layers.lora_checkpoint import merged_alone
 from keras_fam.layers.positions import LearnedPlaces
 from keras_fam.layers.prompt import FAMPrompt
 from keras_fam.memory.options import MEMORY_ARGUMENTS, ModelOptions, position_period
-from keras_fam.models.inputs import ChecksInputs
+from keras_fam.models.inputs import ChecksInputs, check_texts
 from keras_fam.models.layouts import check_mesh, layout_map, sizes_of
 from keras_fam.models.lora import LoRAWeights
 from keras_fam.models.presets import SavesWhole, load_backbone, save_preset, stock_config
@@ -125,8 +113,7 @@ class FAMBackbone(
         **kwargs,
     ):
         check_keywords(kwargs, ("backbone", *MEMORY_ARGUMENTS, "name", "trainable"))
-        check_flag("trainable", kwargs.get("trainable", True))
-        check_name("name", kwargs.get("name"))
+        check_model_arguments(kwargs)
         if isinstance(backbone, FAMBackbone):
             raise ValueError("`backbone` must be a stock backbone. Received: backbone that is already a FAMBackbone.")
         options = ModelOptions(
@@ -225,18 +212,9 @@ class FAMBackbone(
             `[batch, length, hidden_dim]`.
         """
         intercept = check_function("layer_intercept_fn", layer_intercept_fn) or (lambda x, index: x)
-        token_ids = check_token_ids(token_ids, self.family.backbone.vocabulary_size)
-        padding_mask = check_padding_mask(padding_mask, token_ids)
-        if "float" in dtype_of(padding_mask):
-            padding_mask = ops.cast(padding_mask, "bool")
+        token_ids, padding_mask, document_start = check_texts(self, token_ids, padding_mask, document_start)
         carried, start = None, None
         if document_start is not None:
-            if self.carried_state is None:
-                raise ValueError(
-                    "`document_start` needs a model with stateful_batch_size: expected None. Received: document_start "
-                    f"of type {type(document_start).__name__}."
-                )
-            document_start = check_document_start(document_start, token_ids)
             carried = self.carried_state(padding_mask, document_start)
             start = carried["position"]
         places = None if self.learned_places is None else self.learned_places(token_ids, start)
@@ -406,10 +384,7 @@ class FAMBackbone(
         Raises:
             ValueError: an unsupported family, or arguments that disagree with a saved FAM preset.
         """
-        for name, flag in (("load_weights", load_weights), ("trainable", kwargs.get("trainable", True))):
-            check_flag(name, flag)
-        check_dtype("dtype", kwargs.get("dtype"))
-        check_name("name", kwargs.get("name"))
+        check_model_arguments({"load_weights": load_weights, **kwargs})
         return load_backbone(cls, super().from_preset, preset, load_weights, kwargs)
 
     def save_to_preset(self, preset_dir: str, max_shard_size: float | None = 10) -> None:

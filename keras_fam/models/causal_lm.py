@@ -6,7 +6,7 @@ import keras_hub
 from keras_fam.backend.compiled import CompiledModel
 from keras_fam.backend.parameters import RegistersParameters
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
-from keras_fam.checks import check_dtype, check_flag, check_keywords, check_name, check_path
+from keras_fam.checks import check_keywords, check_model_arguments, check_path
 from keras_fam.layers.lora_checkpoint import merged_alone
 from keras_fam.memory.state import StreamState
 from keras_fam.models.backbone import FAMBackbone
@@ -178,14 +178,11 @@ class FAMCausalLM(
         return self.backbone.logits(hidden), state
 
 
-def _check_arguments(preprocessor, flags):
+def _check_arguments(preprocessor, others):
     """Refuses what is no preprocessor, and names, dtypes and flags among keyword arguments that are none."""
     if not (preprocessor is None or (callable(preprocessor) and not isinstance(preprocessor, type))):
         raise TypeError(
             "`preprocessor` must be a keras_hub.models.CausalLMPreprocessor or None. Received: preprocessor="
             f"{preprocessor!r} of type {type(preprocessor).__name__}."
         )
-    for name in ("compile", "trainable", "load_weights"):
-        check_flag(name, flags.get(name, True))
-    check_name("name", flags.get("name"))
-    check_dtype("dtype", flags.get("dtype"))
+    check_model_arguments(others)

@@ -1,16 +1,35 @@
 """What a call of a model is given: checked once, whatever it goes through."""
 
+from keras import ops
+
 from keras_fam.backend.inside import Inside
 from keras_fam.checks import (
     check_document_start,
     check_padding_mask,
     check_stateful_batch,
     check_token_ids,
+    dtype_of,
 )
 from keras_fam.training.carried_state import carries_on
 
 # Inside, inputs are taken as they are: they were checked on the way in.
 _checked = Inside()
+
+
+def check_texts(backbone, token_ids, padding_mask, document_start):
+    """The arguments of `FAMBackbone.hidden_states`, checked; a mask of floats becomes one of bools."""
+    token_ids = check_token_ids(token_ids, backbone.family.backbone.vocabulary_size)
+    padding_mask = check_padding_mask(padding_mask, token_ids)
+    if "float" in dtype_of(padding_mask):
+        padding_mask = ops.cast(padding_mask, "bool")
+    if document_start is not None:
+        if backbone.carried_state is None:
+            raise ValueError(
+                "`document_start` needs a model with stateful_batch_size: expected None. Received: document_start of "
+                f"type {type(document_start).__name__}."
+            )
+        document_start = check_document_start(document_start, token_ids)
+    return token_ids, padding_mask, document_start
 
 
 class ChecksInputs:

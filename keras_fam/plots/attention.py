@@ -66,8 +66,9 @@ def attention_map(model, tokens: Tensor, layer: int, head: int) -> tuple[np.ndar
         raise TypeError(
             f"`model` must be a FAMCausalLM or FAMBackbone. Received: model of type {type(model).__name__}."
         )
-    tokens = to_array("tokens", tokens)
-    tokens = check_token_ids(tokens[None] if tokens.ndim == 1 else tokens, backbone.vocabulary_size, "tokens")
+    array = to_array("tokens", tokens)
+    check_token_ids(array[None] if array.ndim == 1 else tokens, backbone.vocabulary_size, "tokens")
+    tokens = np.atleast_2d(array)
     if tokens.shape[0] != 1 or not tokens.size:
         raise ValueError(f"`tokens` must be one text, [length]. Received: tokens of shape {tokens.shape}.")
     check_integer("layer", layer, 0, backbone.num_layers - 1)
