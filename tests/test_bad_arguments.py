@@ -44,6 +44,9 @@ LEFT_OUT = {
 }
 OF_KERAS = {"training", "mask"}  # Arguments of every layer's call.
 ON_ALL_BACKENDS = {*MODELS, *LAYERS}
+torch_alone = pytest.mark.skipif(
+    keras.config.backend() != "torch", reason="what is taken is tried on every backend by the tests of each feature"
+)
 
 
 def tools():
@@ -119,6 +122,7 @@ def test_meanings_are_of_arguments_and_kinds(world):
 # === The calls ===
 
 
+@torch_alone
 @pytest.mark.parametrize("name", NAMES)
 def test_valid_calls(world, name):
     target(world, name, accepted=True)(**CALLS[name].arguments(world))
@@ -155,11 +159,10 @@ def accepted(name, argument, valid):
     return kinds
 
 
+@torch_alone
 @pytest.mark.parametrize("name", [name for name in NAMES if any(CALLS[name].meaning.values())])
 def test_meanings(world, name):
     """What the table of meanings says is taken, is taken."""
-    if name not in ON_ALL_BACKENDS and keras.config.backend() != "torch":
-        pytest.skip("no tensors: the same on every backend, so tried on torch alone")
     for argument in CALLS[name].meaning:
         for kind in CALLS[name].kinds(argument):
             valid = CALLS[name].arguments(world)

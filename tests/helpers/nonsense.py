@@ -86,10 +86,10 @@ def arrays_beside(array):
 def states_beside(state):
     """States that do not fit: of another batch size, dtype or structure."""
     doubled = keras.tree.map_structure(lambda x: ops.concatenate([x, x], axis=0), state)
-    wide = keras.tree.map_structure(lambda x: ops.cast(x, "float64"), state.layers)
+    narrow = keras.tree.map_structure(lambda x: ops.cast(x, "float16"), state.layers)
     return {
         "of more rows": doubled,
-        "of another dtype": state._replace(layers=wide),
+        "of another dtype": state._replace(layers=narrow),
         "without layers": state._replace(layers=()),
         "of None": state._replace(valid=None),
         "as tuple": tuple(state),
