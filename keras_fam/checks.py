@@ -9,9 +9,12 @@ from keras.src.backend import in_symbolic_scope
 
 from keras_fam.backend.buffers import is_concrete, to_host
 
+MAX_INT = 2**31 - 1
+"""The largest size, token id and place: they are counted in int32."""
 
-def check_integer(name, value, minimum, maximum=None, maximum_reason=""):
-    """Raises TypeError if `value` is no integer, ValueError if it lies outside [minimum, maximum]."""
+
+def check_integer(name, value, minimum, maximum=MAX_INT, maximum_reason=""):
+    """Raises TypeError if `value` is no integer, ValueError if it lies outside [minimum, maximum]; None is no limit."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"`{name}` must be an integer. Received: {name}={value!r} of type {type(value).__name__}.")
     if value < minimum or (maximum is not None and value > maximum):
@@ -39,10 +42,10 @@ def check_keywords(keywords, allowed):
 
 
 def check_positive(name, value):
-    """Raises TypeError if `value` is no number, ValueError if it is not above 0."""
+    """Raises TypeError if `value` is no number, ValueError if it is not above 0 or not finite."""
     _check_number(name, value)
-    if not value > 0:
-        raise ValueError(f"`{name}` must be above 0. Received: {name}={value}.")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"`{name}` must be above 0 and finite. Received: {name}={value}.")
     return value
 
 
@@ -57,6 +60,10 @@ def check_dropout(name, value):
 def _check_number(name, value):
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
         raise TypeError(f"`{name}` must be a number. Received: {name}={value!r} of type {type(value).__name__}.")
+    try:
+        float(value)
+    except OverflowError as error:  # Python's integers have no end.
+        raise ValueError(f"`{name}` must be a number that a float holds. Received: {name}={value}.") from error
 
 
 def check_flag(name, value):
@@ -72,6 +79,48 @@ def check_path(name, value):
         raise TypeError(
             f"`{name}` must be a str or path-like. Received: {name}={value!r} of type {type(value).__name__}."
         )
+    if not os.fspath(value):  # It would stand for the current folder.
+        raise ValueError(f"`{name}` must not be empty. Received: {name}={value!r}.")
+    return value
+
+
+def check_choice(name, value, choices):
+    """Raises TypeError if `value` is no str, ValueError if it is none of the choices."""
+    wanted = f"`{name}` must be one of {', '.join(map(repr, choices))}. Received: {name}={value!r}"
+    if not isinstance(value, str):
+        raise TypeError(f"{wanted} of type {type(value).__name__}.")
+    if value not in choices:
+        raise ValueError(f"{wanted}.")
+    return value
+
+
+def check_name(name, value):
+    """The name of a layer or model, as Keras takes it: None for one that Keras makes up."""
+    if value is not None and (not isinstance(value, str) or "/" in value):
+        raise ValueError(
+            f"`{name}` must be a str without '/', or None. Received: {name}={value!r} of type {type(value).__name__}."
+        )
+    return value
+
+
+def check_function(name, value):
+    """Raises TypeError if `value` is neither None nor a function, or another object that can be called."""
+    if value is not None and (isinstance(value, type) or not callable(value)):
+        raise TypeError(
+            f"`{name}` must be callable or None. Received: {name}={value!r} of type {type(value).__name__}."
+        )
+    return value
+
+
+def check_dtype(name, value):
+    """A dtype or dtype policy of Keras, or None, that computes in floats."""
+    try:
+        policy = keras.dtype_policies.get(value)
+        computes = policy.compute_dtype
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"`{name}` must be a dtype policy of Keras. Received: {name}={value!r} ({error}).") from error
+    if isinstance(value, type) or "float" not in computes:
+        raise ValueError(f"`{name}` must be a dtype policy that computes in floats. Received: {name}={value!r}.")
     return value
 
 
@@ -90,13 +139,21 @@ def check_finite(name, value):
     return float(value)
 
 
+def check_model_arguments(arguments):
+    """What every model and preset takes by keyword, as far as it is given: flags, a name, a dtype."""
+    for name in ("load_weights", "compile", "trainable"):
+        check_flag(name, arguments.get(name, True))
+    check_name("name", arguments.get("name"))
+    check_dtype("dtype", arguments.get("dtype"))
+
+
 def check_spans(name, value):
     """A number above 0, or a sequence of them: a float, or a tuple of floats."""
     if isinstance(value, (list, tuple, np.ndarray)):
-        if np.ndim(value) != 1 or len(value) == 0:
+        if len(value) == 0 or (isinstance(value, np.ndarray) and value.ndim != 1):
             raise ValueError(f"`{name}` must be a number or a flat sequence of numbers. Received: {name}={value!r}.")
-        return tuple(check_spans(name, each) for each in value)
-    return float(check_positive(name, check_finite(name, value)))
+        return tuple(float(check_positive(name, each)) for each in value)
+    return float(check_positive(name, value))
 
 
 def check_initializer(name, value):
@@ -110,31 +167,7 @@ def check_initializer(name, value):
     return initializer
 
 
-def check_layer_shapes(block_size, inputs_shape, fam_shape=None, mask_shape=None):
-    """The shapes of a layer's call arguments: `inputs` [b, length, d], `fam` [1 or b, N, d], `inputs_mask` [b, length].
-
-    Dimensions that are not known yet agree with any.
-    """
-    inputs_shape = tuple(inputs_shape)
-    if len(inputs_shape) != 3:
-        raise ValueError(f"`inputs` must have rank 3, [batch, length, d]. Received: inputs of shape {inputs_shape}.")
-    batch, _, dim = inputs_shape
-    if fam_shape is not None:
-        fam_shape = tuple(fam_shape)
-        fits = len(fam_shape) == 3 and fam_shape[2] == dim and isinstance(fam_shape[1], int)
-        if not fits or fam_shape[1] > block_size or not (fam_shape[0] == 1 or _agree(fam_shape[:1], (batch,))):
-            raise ValueError(
-                f"`fam` must have shape [1 or batch, N, d] with batch={batch}, N at most block_size={block_size} and "
-                f"d={dim}. Received: fam of shape {fam_shape}."
-            )
-    if mask_shape is not None and not _agree(tuple(mask_shape), inputs_shape[:2]):
-        raise ValueError(
-            f"`inputs_mask` must have shape [batch, length], {inputs_shape[:2]}. Received: inputs_mask of shape "
-            f"{tuple(mask_shape)}."
-        )
-
-
-def _agree(left, right):
+def agree(left, right):
     """Whether two shapes are the same, as far as both are known."""
     known = (pair for pair in zip(left, right) if all(isinstance(x, int) for x in pair))
     return len(left) == len(right) and all(x == y for x, y in known)
@@ -149,33 +182,28 @@ def check_known_length(name, x):
         )
 
 
-def check_layer_call(options, inputs, fam=None, inputs_mask=None, sink=None):
-    """The call arguments of a layer with memory: see `check_layer_shapes`; `sink` is `[1, 1, d]`."""
-    named = {"inputs": inputs, "fam": fam, "inputs_mask": inputs_mask, "sink": sink}
-    for name, x in named.items():
-        if x is not None and not hasattr(x, "shape"):
-            raise TypeError(f"`{name}` must be a tensor. Received: {name} of type {type(x).__name__}.")
-    shapes = (None if x is None else x.shape for x in (inputs, fam, inputs_mask))
-    check_layer_shapes(options.block_size, *shapes)
-    check_known_length("inputs", inputs)
-    if fam is not None:
-        options.check_fam_length(fam.shape[1])
-    if sink is not None and tuple(sink.shape) != (1, 1, inputs.shape[2]):
-        raise ValueError(f"`sink` must have shape (1, 1, {inputs.shape[2]}). Received: sink of shape {sink.shape}.")
+def to_array(name, values):
+    """The NumPy array of a list, an array or a tensor.
 
-
-def check_stream_mask(inputs_mask, shape):
-    """The mask of a chunk as a bool array of `shape`; all True for None."""
-    if inputs_mask is None:
-        return np.ones(shape, "bool")
-    return check_ones_and_zeros("inputs_mask", inputs_mask, shape)
+    Raises:
+        ValueError: rows of different lengths, or a tensor without values.
+    """
+    try:
+        return ops.convert_to_numpy(values) if ops.is_tensor(values) else np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{name}` must be a list, an array or a tensor. Received: {name} of type {type(values).__name__}: {error}"
+        ) from error
 
 
 def check_ones_and_zeros(name, value, shape):
     """A mask whose values are known: an array of `shape` that holds 0 and 1, or bools, as a bool array."""
-    array = ops.convert_to_numpy(value) if ops.is_tensor(value) else np.asarray(value)
+    array = to_array(name, value)
     if array.shape != tuple(shape):
-        raise ValueError(f"`{name}` must have shape {tuple(shape)}. Received: {name} of shape {array.shape}.")
+        raise ValueError(
+            f"`{name}` must have shape {tuple(shape)}. Received: {name} of shape {array.shape} and type "
+            f"{type(value).__name__}."
+        )
     if array.dtype != bool:
         try:
             wrong = array[(array != 0) & (array != 1)]
@@ -206,12 +234,18 @@ def check_token_ids(token_ids, vocabulary_size, name="token_ids"):
     return token_ids
 
 
+def dtype_of(x):
+    """The name of the dtype of an array or tensor."""
+    return str(x.dtype.name if hasattr(x.dtype, "kind") else keras.backend.standardize_dtype(x.dtype))
+
+
 def check_ids_shape(token_ids, name="token_ids"):
     """What can be said of token ids without their values: rank 2 and an integer dtype.
 
     While Keras builds a model it asks for shapes alone. Under tensorflow's `MirroredStrategy` it then shows an average
     of ids over the devices, in float64.
     """
+    given = type(token_ids).__name__
     if not hasattr(token_ids, "shape"):
         try:
             token_ids = np.asarray(token_ids)
@@ -223,12 +257,12 @@ def check_ids_shape(token_ids, name="token_ids"):
             token_ids = token_ids.astype("int32")  # an empty list has no dtype of its own
     if len(token_ids.shape) != 2:
         raise ValueError(
-            f"`{name}` must have rank 2, [batch, length]. Received: {name} of shape {tuple(token_ids.shape)}."
+            f"`{name}` must have rank 2, [batch, length]. Received: {name} of shape {tuple(token_ids.shape)} and type "
+            f"{given}."
         )
     check_known_length(name, token_ids)
-    dtype = token_ids.dtype
-    dtype = dtype.name if hasattr(dtype, "kind") else keras.backend.standardize_dtype(dtype)
-    if "int" not in str(dtype) and not isinstance(token_ids, keras.KerasTensor) and not in_symbolic_scope():
+    dtype = dtype_of(token_ids)
+    if "int" not in dtype and not isinstance(token_ids, keras.KerasTensor) and not in_symbolic_scope():
         raise TypeError(f"`{name}` must hold integers. Received: {name} of dtype {dtype}.")
     return token_ids
 
@@ -245,14 +279,18 @@ def check_vocabulary(values, vocabulary_size, name="token_ids"):
 
 def check_padding_mask(padding_mask, token_ids, name="padding_mask"):
     """A mask of the shape of the token ids, as far as both shapes are known; its values too, where it is an array."""
+    given = type(padding_mask).__name__
     if not hasattr(padding_mask, "shape"):
-        padding_mask = np.asarray(padding_mask)
+        padding_mask = to_array(name, padding_mask)
     expected, received = tuple(token_ids.shape), tuple(padding_mask.shape)
-    if not _agree(expected, received):
+    if not agree(expected, received):
         raise ValueError(
-            f"`{name}` must have the shape of `token_ids`, {expected}. Received: {name} of shape {received}."
+            f"`{name}` must have the shape of `token_ids`, {expected}. Received: {name} of shape {received} and type "
+            f"{given}."
         )
-    if isinstance(padding_mask, np.ndarray):
+    # Of tensors only what should be neither integers nor bools is looked at: it would stop the device.
+    plain = dtype_of(padding_mask) == "bool" or "int" in dtype_of(padding_mask)
+    if isinstance(padding_mask, np.ndarray) or (not plain and is_concrete(padding_mask)):
         check_ones_and_zeros(name, padding_mask, received)
     return padding_mask
 
@@ -300,26 +338,28 @@ def check_generator(name, value):
     return value
 
 
-def check_sequence(name, token_ids):
-    """Token ids of one text: rank 1 and an integer dtype.
+def check_sequence(name, token_ids, vocabulary_size):
+    """Token ids of one text: rank 1, an integer dtype, inside the vocabulary.
 
     Returns:
         int32 array `[length]`.
     """
-    token_ids = ops.convert_to_numpy(token_ids) if ops.is_tensor(token_ids) else np.asarray(token_ids)
+    token_ids = to_array(name, token_ids)
     if token_ids.ndim != 1:
         raise ValueError(f"`{name}` must have rank 1, [length]. Received: {name} of shape {token_ids.shape}.")
     if token_ids.size and token_ids.dtype.kind not in "iu":  # an empty list has no dtype of its own
         raise TypeError(f"`{name}` must hold integers. Received: {name} of dtype {token_ids.dtype}.")
+    if token_ids.size:
+        check_vocabulary(token_ids, vocabulary_size, name)
     return token_ids.astype("int32")
 
 
 def check_document_start(document_start, token_ids):
     """`document_start`, `[batch]`, beside token ids, as far as both shapes are known."""
     if not hasattr(document_start, "shape"):
-        document_start = np.asarray(document_start)
+        document_start = to_array("document_start", document_start)
     expected, received = tuple(token_ids.shape[:1]), tuple(document_start.shape)
-    if not _agree(expected, received):
+    if not agree(expected, received):
         raise ValueError(
             f"`document_start` must have shape [batch], {expected}. Received: document_start of shape {received}."
         )
@@ -341,7 +381,7 @@ def check_stateful_rows(x, batch_size, expected):
 def check_stateful_batch(token_ids, batch_size, block_size):
     """A training batch of a stateful model: as many rows as it has, and whole blocks, where the state is carried on."""
     rows, length = token_ids.shape
-    if not _agree((rows,), (batch_size,)) or (length is not None and length % block_size):
+    if not agree((rows,), (batch_size,)) or (length is not None and length % block_size):
         raise ValueError(
             f"`token_ids` must have stateful_batch_size={batch_size} rows and a length that is a multiple of "
             f"block_size={block_size}. Received: token_ids of shape {tuple(token_ids.shape)}."

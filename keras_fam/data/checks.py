@@ -5,12 +5,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from keras import ops
 
-from keras_fam.checks import check_integer, check_probabilities, check_weight
-
-MAX_INT = 2**31 - 1
-"""The largest token id, and the most tokens that one array holds: both are counted in int32."""
+from keras_fam.checks import MAX_INT, check_integer, check_probabilities, check_weight, to_array
 
 MAX_WORDS = 2**20
 """The most words of a filler sentence, and the most keys: a vocabulary that is made up need not be larger."""
@@ -58,7 +54,10 @@ def check_integers(name: str, values: Any, low: int, high: int, verb: str = "hol
         # Python's integers need not fit in any dtype: NumPy makes floats or objects of the largest.
         integers = np.asarray(values, object) if isinstance(values, (list, tuple)) else array
         if integers.dtype != object or not all(map(_is_integer, integers.flat)):
-            raise TypeError(f"`{name}` must {verb} integers. Received: {name} of dtype {array.dtype}.")
+            raise TypeError(
+                f"`{name}` must {verb} integers. Received: {name} of type {type(values).__name__} "
+                f"and dtype {array.dtype}."
+            )
     smallest, largest = integers.min(), integers.max()
     if smallest < low or largest > high:
         raise ValueError(
@@ -70,20 +69,6 @@ def check_integers(name: str, values: Any, low: int, high: int, verb: str = "hol
 
 def _is_integer(value):
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def to_array(name: str, values: Any) -> np.ndarray:
-    """The NumPy array of a list, an array or a tensor.
-
-    Raises:
-        ValueError: rows of different lengths, or a tensor without values.
-    """
-    try:
-        return ops.convert_to_numpy(values) if ops.is_tensor(values) else np.asarray(values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"`{name}` must be a list, an array or a tensor. Received: {name} of type {type(values).__name__}: {error}"
-        ) from error
 
 
 def check_size(**sizes: int) -> None:
@@ -122,6 +107,8 @@ def check_sizes(name: str, values: Sequence[int]) -> np.ndarray:
 
 def check_iterable(name: str, values: Any) -> Iterable:
     """Raises TypeError if `values` cannot be iterated over."""
-    if not isinstance(values, Iterable):
-        raise TypeError(f"`{name}` must be iterable. Received: {name}={values!r} of type {type(values).__name__}.")
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
+        raise TypeError(
+            f"`{name}` must be iterable, and no text. Received: {name}={values!r} of type {type(values).__name__}."
+        )
     return values

@@ -100,7 +100,7 @@ class DocumentStream(keras.utils.PyDataset):
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.sequence_length = check_integer("sequence_length", sequence_length, 1)
         check_size(batch_size=self.batch_size, sequence_length=self.sequence_length)
-        self.seed = None if seed is None else check_integer("seed", seed, 0)
+        self.seed = None if seed is None else check_integer("seed", seed, 0, None)
         self.start_ids = _special("start_token_id", start_token_id)
         self.end_ids = _special("end_token_id", end_token_id)
         self.chunk_size = check_integer("chunk_size", chunk_size, 1, MAX_INT)

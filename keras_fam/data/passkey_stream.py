@@ -33,7 +33,7 @@ class PassKeyStream(keras.utils.PyDataset):
         check_size(batch_size=self.batch_size, blocks=self.blocks, block_size=task.block_size)
         self.restart = check_rates("restart", restart, self.batch_size)
         self.restate = check_rates("restate", restate, self.batch_size)
-        self.seed = check_integer("seed", seed, 0)
+        self.seed = check_integer("seed", seed, 0, None)
         self.question_rates = check_rates("question_rate", question_rate)
         self.answer_noise = check_probability("answer_noise", answer_noise)
         self._latest = None  # what `_texts` found last: saves looking back when batches are taken in order

@@ -21,7 +21,7 @@ class _PassKeys(Task):
     def __init__(self, name, blocks, count, seed):
         super().__init__(name)
         self.blocks = [int(each) for each in check_sizes("blocks", blocks)]
-        self.count, self.seed = check_integer("count", count, 1), check_integer("seed", seed, 0)
+        self.count, self.seed = check_integer("count", count, 1), check_integer("seed", seed, 0, None)
 
     def __len__(self) -> int:
         return len(self.blocks) * self.count

@@ -12,6 +12,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save as to_safetensors
 
+from keras_fam.checks import check_path
 from keras_fam.files import hdf5
 from keras_fam.files.atomic import atomic_write
 from keras_fam.files.checks import FLOATS, check_finite, check_integer, check_names, checksum, in_words
@@ -37,7 +38,7 @@ def save(filepath, arrays, rank, names):
     Raises:
         ValueError: another ending; arrays that are no adapter's; NaN or infinity.
     """
-    if not str(filepath).endswith(ENDINGS):
+    if not str(check_path("filepath", filepath)).endswith(ENDINGS):
         raise ValueError(
             f"`filepath` must end in '.lora.safetensors' or '.lora.h5'. Received: filepath={str(filepath)!r}."
         )

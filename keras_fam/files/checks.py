@@ -8,6 +8,8 @@ import stat
 
 import numpy as np
 
+from keras_fam.checks import check_path
+
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 
 
@@ -22,8 +24,10 @@ def in_words(argument, path, writer):
 
     Raises:
         FileNotFoundError: no such file.
+        TypeError: `path` is no path.
         ValueError: `path` is no ordinary file, or the body of the `with` statement raised.
     """
+    check_path(argument, path)
     if not os.path.exists(path):
         raise FileNotFoundError(f"`{argument}` must be an existing file. Received: {argument}={str(path)!r}.")
     try:

@@ -4,6 +4,7 @@ import os
 
 from keras import ops
 
+from keras_fam.checks import check_path
 from keras_fam.files import state_file
 from keras_fam.files.atomic import atomic_write
 from keras_fam.files.checks import in_words
@@ -28,6 +29,7 @@ def save_state(path: str | os.PathLike, state: StreamState) -> None:
     state = keras_fam.load_state("conversation.npz")
     ```
     """
+    check_path("path", path)
     check_parts(state)
     arrays = {name: ops.convert_to_numpy(array) for name, array in named_arrays(state)}
     with atomic_write(path) as file:

@@ -9,13 +9,13 @@ import keras_hub
 from keras_fam.backend.rematerialize import RematerializesPurely
 from keras_fam.checks import (
     check_dropout,
+    check_dtype,
     check_flag,
     check_initializer,
     check_integer,
-    check_layer_call,
-    check_layer_shapes,
     check_positive,
 )
+from keras_fam.layers.checks import TakesNumbers, check_layer_call, check_layer_shapes
 from keras_fam.layers.decoder_layer import keras_mask
 from keras_fam.memory.core import Core
 from keras_fam.memory.options import MemoryOptions
@@ -26,7 +26,7 @@ from keras_fam.types import Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FeedbackAttention(RematerializesPurely, keras.layers.Layer):
+class FeedbackAttention(TakesNumbers, RematerializesPurely, keras.layers.Layer):
     """Block sliding window attention with Feedback Attention Memory (paper, Algorithm 2).
 
     In block tau, with queries, keys and values `Q, K, V` of its tokens and `Qf, Kf, Vf` of the FAM before it:
@@ -60,8 +60,8 @@ class FeedbackAttention(RematerializesPurely, keras.layers.Layer):
     Call arguments:
         inputs: float `[batch, length, d]`, any length.
         fam: float `[1 or batch, N, d]`, N <= B, the prompt at this layer; None for BSWA without FAM.
-        inputs_mask: `[batch, length]`, True for real tokens; a Keras mask is taken up by itself. Padding is attended to
-            by nothing, and a block of nothing but padding leaves FAM as it was.
+        inputs_mask: bool or int `[batch, length]`, 0 for padding; a Keras mask is taken up by itself. Padding is
+            attended to by nothing, and a block of nothing but padding leaves FAM as it was.
 
     Returns:
         `[batch, length, d]`, without residual; with `fam`, a pair of it and the prompt's own attention output.
@@ -97,6 +97,7 @@ class FeedbackAttention(RematerializesPurely, keras.layers.Layer):
         kernel_initializer: Any = "glorot_uniform",
         **kwargs: Any,
     ) -> None:
+        check_dtype("dtype", kwargs.get("dtype"))
         super().__init__(**kwargs)
         self.num_query_heads = check_integer("num_query_heads", num_query_heads, 1)
         self.num_key_value_heads = check_integer("num_key_value_heads", num_key_value_heads, 1)

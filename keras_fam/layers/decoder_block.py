@@ -5,9 +5,10 @@ from typing import Any, Self
 
 import keras
 
-from keras_fam.checks import check_flag, check_initializer, check_integer, check_layer_shapes, check_positive
+from keras_fam.checks import check_choice, check_flag, check_initializer, check_integer, check_positive
 from keras_fam.families.activations import gelu
 from keras_fam.layers.attention import FeedbackAttention
+from keras_fam.layers.checks import check_layer_shapes
 from keras_fam.layers.decoder_layer import FAMDecoderLayer
 from keras_fam.memory.options import MemoryOptions
 from keras_fam.types import Shape
@@ -56,7 +57,7 @@ class FAMDecoderBlock(FAMDecoderLayer):
         inputs: float `[batch, length, d]`, I; any length.
         fam: float `[1 or batch, N, d]`, N <= B, the prompt at this layer: of `FAMPrompt`, or returned by the block
             below. None for block sliding window attention without FAM.
-        inputs_mask: `[batch, length]`, True for real tokens; a Keras mask is taken up by itself.
+        inputs_mask: bool or int `[batch, length]`, 0 for padding; a Keras mask is taken up by itself.
         carried: dict of `CarriedState` or `RandomStatePassing`, or None: the memory that training starts from.
         sink: float `[1, 1, d]`, the start token at this layer, or None.
         training: bool.
@@ -111,12 +112,8 @@ class FAMDecoderBlock(FAMDecoderLayer):
             block_size, memory_segments, stop_gradient_memory, truncate_bptt, memory_span, memory_gate
         )
         self._init(options, **kwargs)
-        if normalization not in NORMALIZATIONS:
-            raise ValueError(
-                f"`normalization` must be one of {sorted(NORMALIZATIONS)}. Received: normalization={normalization!r}."
-            )
         self.intermediate_dim = check_integer("intermediate_dim", intermediate_dim, 1)
-        self.normalization = normalization
+        self.normalization = check_choice("normalization", normalization, NORMALIZATIONS)
         self.gated_feedforward = check_flag("gated_feedforward", gated_feedforward)
         self.use_post_attention_norm = check_flag("use_post_attention_norm", use_post_attention_norm)
         self.use_post_ffw_norm = check_flag("use_post_ffw_norm", use_post_ffw_norm)

@@ -9,7 +9,8 @@ import numpy as np
 from keras import ops
 
 from keras_fam.backend.rematerialize import RematerializesPurely, rematerialize_blocks_alone
-from keras_fam.checks import check_layer_call
+from keras_fam.checks import check_dtype
+from keras_fam.layers.checks import TakesNumbers, check_layer_call
 from keras_fam.layers.lora_checkpoint import LoRACheckpoint
 from keras_fam.layers.parts_config import parts_from_config, parts_to_config
 from keras_fam.layers.streams import StreamsAlone
@@ -31,7 +32,7 @@ def keras_mask(x):
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FAMDecoderLayer(RematerializesPurely, StreamsAlone, SavesRunState, keras.layers.Layer):
+class FAMDecoderLayer(TakesNumbers, RematerializesPurely, StreamsAlone, SavesRunState, keras.layers.Layer):
     """A pre-norm decoder layer with Feedback Attention Memory (paper, Algorithm 2), made of a layer's own parts.
 
         A   = Attention(norm(I), memory segments, FAM) + I;    O_tau = FF(norm(A)) + A
@@ -49,8 +50,8 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, SavesRunState, keras.l
         inputs: float `[batch, length, d]`, I; any length.
         fam: float `[1 or batch, N, d]`, N <= B, the prompt at this layer: of `FAMPrompt`, or returned by the layer
             below. None for block sliding window attention without FAM.
-        inputs_mask: `[batch, length]`, True for real tokens; a Keras mask is taken up by itself. Padding is attended to
-            by nothing, and a block of nothing but padding leaves FAM as it was.
+        inputs_mask: bool or int `[batch, length]`, 0 for padding; a Keras mask is taken up by itself. Padding is
+            attended to by nothing, and a block of nothing but padding leaves FAM as it was.
         carried: dict of `CarriedState` or `RandomStatePassing`, or None: the memory that training starts from.
         sink: float `[1, 1, d]`, the start token at this layer: its embedding, or returned by the layer below; or None.
         training: bool.
@@ -80,6 +81,7 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, SavesRunState, keras.l
         self.built = True
 
     def _init(self, options, **kwargs):
+        check_dtype("dtype", kwargs.get("dtype"))
         # F comes in and goes out in the dtype that it has: casting is done here and not by Keras.
         super().__init__(autocast=False, **kwargs)
         self.options = options
@@ -202,7 +204,7 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, SavesRunState, keras.l
             As `call`.
         """
         inputs_mask = keras_mask(inputs) if inputs_mask is None else inputs_mask
-        check_layer_call(self.options, inputs, fam, inputs_mask, sink)
+        check_layer_call(self.options, inputs, fam, inputs_mask, sink, carried)
         inputs = ops.cast(inputs, self.compute_dtype)
         core, seeds = self.core, self.parts.draw_seeds(training)
         update_seeds = {} if fam is None else self.parts.draw_seeds(training)
@@ -333,7 +335,7 @@ class FAMDecoderLayer(RematerializesPurely, StreamsAlone, SavesRunState, keras.l
         Raises:
             TypeError, ValueError: an argument of the wrong type or shape, by name.
         """
-        check_layer_call(self.options, inputs, fam, inputs_mask, sink)
+        check_layer_call(self.options, inputs, fam, inputs_mask, sink, carried)
         shapes = [x.shape for x in (inputs, fam, sink) if x is not None]
         outputs = [keras.KerasTensor(shape, dtype=self.compute_dtype) for shape in shapes]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)

@@ -5,12 +5,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_fam.checks import check_integer
+from keras_fam.checks import check_dtype, check_initializer, check_integer
+from keras_fam.layers.checks import TakesNumbers, check_hidden
 from keras_fam.types import Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FAMPrompt(keras.layers.Layer):
+class FAMPrompt(TakesNumbers, keras.layers.Layer):
     """A learned prompt of `fam_length` embeddings from which every layer's FAM starts (paper, section 2.3).
 
     Call it once on the token embeddings and hand the result to the first `FAMDecoderBlock`; every block returns the
@@ -41,10 +42,17 @@ class FAMPrompt(keras.layers.Layer):
     """
 
     def __init__(self, fam_length: int, embeddings_initializer: Any = "uniform", **kwargs: Any) -> None:
+        check_dtype("dtype", kwargs.get("dtype"))
         super().__init__(**kwargs)
         self.fam_length = check_integer("fam_length", fam_length, 1)
-        self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
+        self.embeddings_initializer = check_initializer("embeddings_initializer", embeddings_initializer)
         self.supports_masking = True
+
+    def __call__(self, inputs: Tensor | None = None, **kwargs: Any) -> Tensor:
+        # Once it is built, nothing of the inputs is used: a model goes without.
+        if inputs is not None or not self.built:
+            check_hidden("inputs", inputs, self.embeddings.shape[1] if self.built else None)
+        return super().__call__(inputs, **kwargs)
 
     def build(self, inputs_shape: Shape) -> None:
         """Makes the table of embeddings, `[fam_length, d]`.

@@ -5,7 +5,8 @@ from keras import ops
 
 from keras_fam.backend.buffers import cut, join, write
 from keras_fam.backend.compiled import CompiledFunctions
-from keras_fam.checks import check_integer, check_layer_call, check_stream_mask
+from keras_fam.checks import check_integer
+from keras_fam.layers.checks import check_hidden, check_prompt, check_sink, check_stream_mask
 from keras_fam.layers.chunks import spans
 from keras_fam.memory.options import position_period
 from keras_fam.memory.sequence import lift_prompt
@@ -46,6 +47,10 @@ class StreamsAlone(CompiledFunctions):
             TypeError, ValueError: `batch_size` is no integer, or below 1.
         """
         batch_size = check_integer("batch_size", batch_size, 1)
+        if fam is not None:
+            check_prompt(fam, self.parts.hidden_dim, self.options)
+        if sink is not None:
+            check_sink(sink, self.parts.hidden_dim)
         if fam is None:
             fam = ops.zeros((1, 0, self.parts.hidden_dim), self.compute_dtype)
         layer = self.inference("begin", self.begin_stream)(fam, sink, batch_size=batch_size)
@@ -59,7 +64,11 @@ class StreamsAlone(CompiledFunctions):
 
         Returns:
             Tensor of the same shape.
+
+        Raises:
+            TypeError, ValueError: `fam` is no tensor of floats of that shape.
         """
+        check_hidden("fam", fam, self.parts.hidden_dim)
         return lift_prompt(self.core, ops.cast(fam, self.compute_dtype))
 
     def read(self, x: Tensor, state: StreamState, inputs_mask: Tensor | None = None) -> tuple[Tensor, StreamState]:
@@ -77,12 +86,8 @@ class StreamsAlone(CompiledFunctions):
             TypeError, ValueError: an argument of the wrong type or shape, by name; a state of another layer, batch size
                 or dtype; a call inside of a compiled function.
         """
-        check_layer_call(self.options, x)
-        if x.shape[1] == 0 or x.shape[2] != self.parts.hidden_dim:
-            raise ValueError(
-                f"`x` must have shape [batch, length, {self.parts.hidden_dim}] with at least one token. Received: x of "
-                f"shape {tuple(x.shape)}."
-            )
+        if 0 in tuple(check_hidden("x", x, self.parts.hidden_dim).shape):
+            raise ValueError(f"`x` must hold at least one token. Received: x of shape {tuple(x.shape)}.")
         check_parts(state)
         vectors, seen = (y.shape[1] for y in state.layers[0][:2])
         layers = (self.layer_spec(x.shape[0], vectors, seen - vectors),)

@@ -235,8 +235,9 @@ def check_parts(state: StreamState) -> None:
     """Refuses what is no `StreamState`, or one put together by hand from something else than arrays."""
     if not isinstance(state, StreamState):
         raise TypeError(f"`state` must be a StreamState. Received: state of type {type(state).__name__}.")
-    if not isinstance(state.layers, tuple) or not all(isinstance(layer, LayerState) for layer in state.layers):
-        raise TypeError(f"`state.layers` must be a tuple of LayerState. Received: {type(state.layers).__name__}.")
+    layers = state.layers
+    if not isinstance(layers, tuple) or not layers or not all(isinstance(layer, LayerState) for layer in layers):
+        raise TypeError(f"`state.layers` must be a tuple of LayerState, at least one. Received: {layers!r:.200}.")
     for name, array in named_arrays(state):
         if not hasattr(array, "shape") or not hasattr(array, "dtype"):
             raise TypeError(f"`state` must hold arrays. Received: {name} of type {type(array).__name__}.")

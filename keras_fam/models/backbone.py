@@ -13,14 +13,15 @@ from keras_fam.backend.parameters import RegistersParameters
 from keras_fam.backend.quantized import keep_gradient
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
 from keras_fam.backend.values import KeepsValues
-from keras_fam.checks import check_flag, check_keywords, check_path, check_probability
+from keras_fam.checks import check_function, check_keywords, check_model_arguments, check_path, check_probability
 from keras_fam.families import family_of
+from keras_fam.layers.checks import check_states
 from keras_fam.layers.decoder_layer import FAMDecoderLayer
 from keras_fam.layers.lora_checkpoint import merged_alone
 from keras_fam.layers.positions import LearnedPlaces
 from keras_fam.layers.prompt import FAMPrompt
 from keras_fam.memory.options import MEMORY_ARGUMENTS, ModelOptions, position_period
-from keras_fam.models.inputs import ChecksInputs
+from keras_fam.models.inputs import ChecksInputs, check_texts
 from keras_fam.models.layouts import LaidOut
 from keras_fam.models.lora import LoRAWeights
 from keras_fam.models.presets import SavesWhole, load_backbone, save_preset
@@ -114,7 +115,7 @@ class FAMBackbone(
         **kwargs: Any,
     ) -> None:
         check_keywords(kwargs, ("backbone", *MEMORY_ARGUMENTS, "name", "trainable"))
-        check_flag("trainable", kwargs.get("trainable", True))
+        check_model_arguments(kwargs)
         if isinstance(backbone, FAMBackbone):
             raise ValueError("`backbone` must be a stock backbone. Received: backbone that is already a FAMBackbone.")
         options = ModelOptions(
@@ -212,7 +213,8 @@ class FAMBackbone(
         Returns:
             `[batch, length, hidden_dim]`.
         """
-        intercept = layer_intercept_fn or (lambda x, index: x)
+        intercept = check_function("layer_intercept_fn", layer_intercept_fn) or (lambda x, index: x)
+        token_ids, padding_mask, document_start = check_texts(self, token_ids, padding_mask, document_start)
         carried, start = None, None
         if document_start is not None:
             carried = self.carried_state(padding_mask, document_start)
@@ -263,8 +265,11 @@ class FAMBackbone(
 
         Returns:
             `[batch, length, vocabulary_size]`.
+
+        Raises:
+            TypeError, ValueError: `hidden` is no tensor of floats of that shape.
         """
-        return self.family.logits(hidden)
+        return self.family.logits(check_states("hidden", hidden, self.hidden_dim))
 
     @property
     def random_state_passing(self) -> float:
@@ -363,8 +368,7 @@ class FAMBackbone(
                 options that disagree with a saved FAM preset.
         """
         arguments = given(locals(), *MEMORY_ARGUMENTS, "dtype") | kwargs
-        for name, flag in (("load_weights", load_weights), ("trainable", kwargs.get("trainable", True))):
-            check_flag(name, flag)
+        check_model_arguments({"load_weights": load_weights, **arguments})
         return load_backbone(cls, super().from_preset, preset, load_weights, arguments)
 
     def save_to_preset(self, preset_dir: Path, max_shard_size: float | None = 10) -> None:

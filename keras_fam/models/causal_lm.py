@@ -9,7 +9,7 @@ from keras_fam.arguments import DEFAULT, given
 from keras_fam.backend.compiled import CompiledModel
 from keras_fam.backend.parameters import RegistersParameters
 from keras_fam.backend.rematerialize import rematerialize_blocks_alone
-from keras_fam.checks import check_flag, check_keywords, check_path
+from keras_fam.checks import check_keywords, check_model_arguments, check_path
 from keras_fam.layers.lora_checkpoint import merged_alone
 from keras_fam.memory.options import MEMORY_ARGUMENTS
 from keras_fam.memory.state import StreamState
@@ -157,7 +157,7 @@ class FAMCausalLM(
         ```
         """
         arguments = given(locals(), *MEMORY_ARGUMENTS, "dtype", "preprocessor") | kwargs
-        _check_arguments(arguments.get("preprocessor"), {"load_weights": load_weights, **kwargs})
+        _check_arguments(arguments.get("preprocessor"), {"load_weights": load_weights, **arguments})
         return load_task(cls, super().from_preset, preset, load_weights, arguments)
 
     def save_to_preset(self, preset_dir: Path, max_shard_size: float | None = 10) -> None:
@@ -262,12 +262,11 @@ class FAMCausalLM(
         return self.backbone.logits(hidden), state
 
 
-def _check_arguments(preprocessor, flags):
-    """Refuses what is no preprocessor, and flags among keyword arguments that are no bool."""
-    if not (preprocessor is None or callable(preprocessor)):
+def _check_arguments(preprocessor, others):
+    """Refuses what is no preprocessor, and names, dtypes and flags among keyword arguments that are none."""
+    if not (preprocessor is None or (callable(preprocessor) and not isinstance(preprocessor, type))):
         raise TypeError(
             "`preprocessor` must be a keras_hub.models.CausalLMPreprocessor or None. Received: preprocessor="
             f"{preprocessor!r} of type {type(preprocessor).__name__}."
         )
-    for name in ("compile", "trainable", "load_weights"):
-        check_flag(name, flags.get(name, True))
+    check_model_arguments(others)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
-from keras_fam.checks import check_integer, check_path
+from keras_fam.checks import check_choice, check_integer, check_path
 from keras_fam.files.states import load_state, save_state
 from keras_fam.memory.state import StreamState
 from keras_fam.models.causal_lm import FAMCausalLM
@@ -114,9 +114,7 @@ class Chat:
         if lm.preprocessor is None:
             raise ValueError("`lm` must have a preprocessor, to read and write text. Received: lm.preprocessor=None.")
         tokenizer = lm.preprocessor.tokenizer
-        name = format_of(tokenizer) if format is None else format
-        if name not in FORMATS:
-            raise ValueError(f"`format` must be one of {', '.join(FORMATS)}, or None. Received: format={format!r}.")
+        name = format_of(tokenizer) if format is None else check_choice("format", format, FORMATS)
         missing = set(FORMATS[name].special) - set(tokenizer.get_vocabulary())
         if missing:
             raise ValueError(
@@ -142,6 +140,8 @@ class Chat:
         Raises:
             TypeError, ValueError: see `stream`.
         """
+        if file is not None and not callable(getattr(file, "write", None)):
+            raise TypeError(f"`file` must be a text file, or None. Received: file={file!r} of {type(file).__name__}.")
         pieces = []
         for piece in self.stream(text, max_new_tokens):
             pieces.append(piece)

@@ -2,12 +2,15 @@
 
 from typing import Any
 
+from keras import ops
+
 from keras_fam.backend.inside import Inside
 from keras_fam.checks import (
     check_document_start,
     check_padding_mask,
     check_stateful_batch,
     check_token_ids,
+    dtype_of,
 )
 from keras_fam.training.carried_state import carries_on
 from keras_fam.types import Data, MixedIn, Tensor
@@ -16,10 +19,32 @@ from keras_fam.types import Data, MixedIn, Tensor
 _checked = Inside()
 
 
+def check_texts(backbone, token_ids, padding_mask, document_start):
+    """The arguments of `FAMBackbone.hidden_states`, checked; a mask of floats becomes one of bools."""
+    token_ids = check_token_ids(token_ids, backbone.family.backbone.vocabulary_size)
+    padding_mask = check_padding_mask(padding_mask, token_ids)
+    if "float" in dtype_of(padding_mask):
+        padding_mask = ops.cast(padding_mask, "bool")
+    if document_start is not None:
+        if backbone.carried_state is None:
+            raise ValueError(
+                "`document_start` needs a model with stateful_batch_size: expected None. Received: document_start of "
+                f"type {type(document_start).__name__}."
+            )
+        document_start = check_document_start(document_start, token_ids)
+    return token_ids, padding_mask, document_start
+
+
 class ChecksInputs(MixedIn):
     """A model whose inputs are checked by a call, on every way into it."""
 
     def __call__(self, inputs: Data, *args: Any, **kwargs: Any) -> Tensor:
+        if not _checked.value and not (isinstance(inputs, dict) and {"token_ids", "padding_mask"} <= set(inputs)):
+            raise TypeError(
+                "`inputs` must be a dict of 'token_ids' and 'padding_mask'; a call of a model preprocesses no text. "
+                f"Received: inputs of type {type(inputs).__name__}"
+                + (f" with keys {list(inputs)!r:.200}." if isinstance(inputs, dict) else ".")
+            )
         inputs = self.check_inputs(inputs, kwargs.get("training"))
         with _checked.set(True):
             return super().__call__(inputs, *args, **kwargs)

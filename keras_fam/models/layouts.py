@@ -180,7 +180,7 @@ def check_mesh(device_mesh: keras.distribution.DeviceMesh, **dims: str) -> None:
             f"{type(device_mesh).__name__}."
         )
     for name, dim in dims.items():
-        if dim not in device_mesh.axis_names:
+        if not isinstance(dim, str) or dim not in device_mesh.axis_names:
             raise ValueError(
                 f"`{name}` must name a dimension of the mesh, out of {list(device_mesh.axis_names)}. Received: "
                 f"{name}={dim!r}."

@@ -11,7 +11,7 @@ import keras_hub
 from keras_hub.src.utils.preset_utils import get_preset_loader
 
 from keras_fam.arguments import DEFAULT, given
-from keras_fam.checks import check_keywords
+from keras_fam.checks import check_flag, check_keywords, check_path, check_positive
 from keras_fam.families import family_of
 from keras_fam.files.atomic import atomic_write
 from keras_fam.files.folders import read_folder, replace_folder
@@ -50,7 +50,8 @@ def load_backbone(cls, load_saved, preset, load_weights, arguments):
         if memory.get("random_state_passing"):  # A saved run leaves its own among its weights.
             backbone.random_state_passing = memory["random_state_passing"]
         return backbone
-    check_keywords(rest, (*MEMORY_ARGUMENTS, *inspect.signature(stock_cls).parameters))
+    of_stock = inspect.signature(stock_cls).parameters.values()
+    check_keywords(rest, (*MEMORY_ARGUMENTS, *(each.name for each in of_stock if each.kind != each.VAR_KEYWORD)))
     return _with_memory(cls, stock_cls, loader, memory, lambda: stock_cls.from_preset(preset, load_weights, **rest))
 
 
@@ -85,6 +86,8 @@ def save_preset(save, preset_dir, max_shard_size):
     Raises:
         ValueError: `preset_dir` is a file.
     """
+    if max_shard_size is not None:
+        check_positive("max_shard_size", max_shard_size)
     if os.path.exists(preset_dir) and not os.path.isdir(preset_dir):
         raise ValueError(f"`preset_dir` must be a folder, or new. Received: preset_dir={str(preset_dir)!r}, a file.")
     replace_folder(preset_dir, functools.partial(save, max_shard_size=max_shard_size), _SUPERSEDED)
@@ -103,10 +106,14 @@ class SavesWhole(MixedIn):
             **kwargs: what Keras takes too, such as `objects_to_skip`.
 
         Raises:
-            FileNotFoundError, ValueError: no such file; weights that do not fit this model's.
+            FileNotFoundError: no such file.
+            TypeError, ValueError: no path, or no flag; weights that do not fit this model's.
         """
+        check_path("filepath", filepath)
+        options = given(locals(), "skip_mismatch")
+        check_flag("skip_mismatch", options.get("skip_mismatch", False))
         with with_names_of_today(filepath) as path:
-            super().load_weights(path, **given(locals(), "skip_mismatch"), **kwargs)
+            super().load_weights(path, **options, **kwargs)
 
     def save(self, filepath: Path, overwrite: bool = True, zipped: bool | None = DEFAULT, **kwargs: Any) -> None:
         """Saves the model, with its optimizer's state; see `keras.Model.save`.
@@ -118,10 +125,13 @@ class SavesWhole(MixedIn):
             **kwargs: what a newer Keras takes.
 
         Raises:
-            ValueError: another ending.
+            TypeError, ValueError: no path, or no flag; another ending.
         """
         kwargs |= given(locals(), "zipped")
-        path = str(filepath)
+        path = str(check_path("filepath", filepath))
+        check_flag("overwrite", overwrite)
+        if kwargs.get("zipped") is not None:
+            check_flag("zipped", kwargs["zipped"])
         if not path.endswith(".keras") or "://" in path or (os.path.exists(path) and not overwrite):
             return super().save(filepath, overwrite=overwrite, **kwargs)
         with atomic_write(path) as file:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_fam.checks import check_sequence, check_vocabulary
+from keras_fam.checks import check_sequence
 from keras_fam.data.document_files import check_text
 from keras_fam.data.tokenizing import cut_pieces, read_pieces
 from keras_fam.models.texts import token_list
@@ -88,10 +88,7 @@ def token_chunks(lm: Any, text: Any, name: str = "texts") -> Iterator[Sequence[i
         iterator of sequences of int.
     """
     if not isinstance(text, (str, os.PathLike)):
-        ids = check_sequence(name, text)
-        if ids.size:
-            check_vocabulary(ids, lm.backbone.vocabulary_size, name)
-        return iter([ids.tolist()])
+        return iter([check_sequence(name, text, lm.backbone.vocabulary_size).tolist()])
     if lm.preprocessor is None:
         raise ValueError(f"`{name}` must be token ids for a model without a preprocessor. Received: {text!r:.80}.")
     if isinstance(text, os.PathLike):

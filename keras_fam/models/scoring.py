@@ -8,7 +8,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_fam.checks import check_integer, check_padding_mask, check_shape_of_ids, check_token_ids
+from keras_fam.checks import (
+    check_choice,
+    check_function,
+    check_integer,
+    check_padding_mask,
+    check_shape_of_ids,
+    check_token_ids,
+)
 from keras_fam.memory.state import StreamState
 from keras_fam.models.reading import block_losses, losses_in_blocks, open_texts
 from keras_fam.types import MixedIn, Tensor
@@ -60,8 +67,8 @@ class Scores(MixedIn):
         Raises:
             TypeError, ValueError: an unknown mode, a loss without targets, wrong token ids or mask.
         """
-        if scoring_mode not in ("logits", "loss"):
-            raise ValueError(f"`scoring_mode` must be 'logits' or 'loss'. Received: scoring_mode={scoring_mode!r}.")
+        check_choice("scoring_mode", scoring_mode, ("logits", "loss"))
+        check_function("layer_intercept_fn", layer_intercept_fn)
         if scoring_mode == "loss" and target_ids is None:
             raise ValueError("`target_ids` must be given with scoring_mode='loss'. Received: target_ids=None.")
         token_ids = check_token_ids(token_ids, self.backbone.vocabulary_size)

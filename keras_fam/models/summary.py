@@ -161,8 +161,10 @@ def _multiplications(core, options, length):
     fam, sinks = options.fam_length, int(options.sink_token_id is not None)
     projections = sum(map(kernel_size, parts.layers().values()))
     per_key = 2 * parts.num_query_heads * parts.head_dim  # A score, and its share of the attended vector.
-    blocks = [(min(index, core.segments) + 1, min(size, length - index * size)) for index in range(-(-length // size))]
-    keys = sum(tokens * ((segments - 1) * size + tokens) for segments, tokens in blocks)
+    whole, rest = divmod(length, size)
+    few = min(whole, core.segments)  # Blocks that have fewer than m blocks before them, and after them those with m.
+    before = few * (few - 1) // 2 + (whole - few) * core.segments
+    keys = size * size * (before + whole) + rest * (few * size + rest)
     bswa = length * projections + keys * per_key
     updates = length // size if fam else 0
     memory = length * (fam + sinks) * per_key + updates * fam * (projections + (fam + sinks + size) * per_key)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from keras import ops
 
-from keras_fam.checks import check_integer, check_token_ids
+from keras_fam.checks import check_integer, check_token_ids, to_array
 from keras_fam.models.backbone import FAMBackbone
 from keras_fam.models.causal_lm import FAMCausalLM
 from keras_fam.types import Tensor
@@ -70,9 +70,14 @@ def attention_map(
         whole blocks make a row of FAM; the prompt's rows are empty.
     """
     backbone: Any = getattr(model, "backbone", model)
-    tokens = np.atleast_2d(ops.convert_to_numpy(tokens))
-    check_token_ids(tokens, backbone.vocabulary_size, "tokens")
-    if tokens.shape[0] != 1:
+    if not isinstance(backbone, FAMBackbone):
+        raise TypeError(
+            f"`model` must be a FAMCausalLM or FAMBackbone. Received: model of type {type(model).__name__}."
+        )
+    array = to_array("tokens", tokens)
+    check_token_ids(array[None] if array.ndim == 1 else tokens, backbone.vocabulary_size, "tokens")
+    tokens = np.atleast_2d(array)
+    if tokens.shape[0] != 1 or not tokens.size:
         raise ValueError(f"`tokens` must be one text, [length]. Received: tokens of shape {tokens.shape}.")
     check_integer("layer", layer, 0, backbone.num_layers - 1)
     check_integer("head", head, 0, backbone.transformer_layers[layer].parts.num_query_heads - 1)

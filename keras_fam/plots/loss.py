@@ -62,6 +62,8 @@ def plot_loss_by_position(
     if not models:
         raise ValueError("`models` must hold at least one model. Received: models={}.")
     first = next(iter(models.values()))
+    if bin_size is not None:
+        check_integer("bin_size", bin_size, 1)  # Before anything is read: how long the texts are is known behind it.
     losses = {label: loss_by_position(lm, token_ids) for label, lm in models.items()}
     length = min(values.shape[1] for values in losses.values())
     bin_size = check_integer("bin_size", first.backbone.block_size if bin_size is None else bin_size, 1, length)

@@ -13,9 +13,12 @@ from pathlib import Path
 import keras
 import keras_hub
 
+from keras_fam.checks import check_choice, check_path
 from keras_fam.tools.gguf_file import GGUFFile
 from keras_fam.tools.gguf_models import check_tensors, model_in
 from keras_fam.tools.gguf_tokenizers import adds_start_token, build_tokenizer, keep_in_config
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def import_gguf(path, out, dtype="float32"):
@@ -26,7 +29,7 @@ def import_gguf(path, out, dtype="float32"):
     Args:
         path: str or path. The GGUF file.
         out: str or path. Folder of the preset: must not exist, or be empty.
-        dtype: str. Type of the stored weights.
+        dtype: str, `"float32"`, `"bfloat16"` or `"float16"`. Type of the stored weights.
 
     Returns:
         The folder, a `Path`. It appears when it is complete; an error leaves nothing behind.
@@ -47,7 +50,11 @@ def import_gguf(path, out, dtype="float32"):
     model = keras_hub.models.CausalLM.from_preset(str(folder))
     ```
     """
-    out = Path(out)
+    check_path("path", path)
+    check_choice("dtype", dtype, DTYPES)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"`path` must be an existing file. Received: path={str(path)!r}.")
+    out = Path(check_path("out", out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"`out` must be a new or an empty folder. Received: {out}")
     print(f"Reading {path}", flush=True)
@@ -105,9 +112,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m keras_fam.tools.import_gguf", description=__doc__.split("\n")[0])
     parser.add_argument("file", help="GGUF file of a Gemma 3 (text) or Llama-type model")
     parser.add_argument("--out", required=True, help="folder of the preset: new or empty")
-    parser.add_argument(
-        "--dtype", default="float32", choices=["float32", "bfloat16"], help="type of the stored weights"
-    )
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="type of the stored weights")
     options = parser.parse_args(arguments)
     try:
         import_gguf(options.file, options.out, options.dtype)

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_fam.backend.pieces import sum_over_pieces
-from keras_fam.checks import check_integer
+from keras_fam.checks import check_integer, check_name
 from keras_fam.types import Tensor
 
 
@@ -47,7 +47,7 @@ class ChunkedCrossentropy(keras.losses.Loss):
 
     def __init__(self, piece: int = 1024, name: str = "chunked_crossentropy"):
         self.piece = check_integer("piece", piece, 1)
-        super().__init__(name=name, reduction="mean_with_sample_weight")
+        super().__init__(name=check_name("name", name), reduction="mean_with_sample_weight")
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """The loss of each place, for a model that is no `FAMCausalLM`.
