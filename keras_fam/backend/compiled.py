@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_fam.arguments import DEFAULT, given
+from keras_fam.backend.devices import strategy_replicas
 from keras_fam.backend.quantized import keep_gradient
 from keras_fam.types import MixedIn
 
@@ -67,6 +68,7 @@ class CompiledModel(CompiledFunctions):
         """
         self.drop_stale_functions()
         self._check_optimizer()
+        self._build_optimizer()
         return super().make_train_function(force)
 
     def make_test_function(self, force: bool = False) -> Callable:
@@ -113,6 +115,13 @@ class CompiledModel(CompiledFunctions):
         super().quantize(**kwargs)
         keep_gradient(self.token_embedding)
 
+    def _build_optimizer(self):
+        """On tensorflow a step that makes variables would be traced twice. With several replicas Keras makes them."""
+        optimizer = getattr(self, "optimizer", None)
+        alone = keras.config.backend() == "tensorflow" and strategy_replicas(self) == 1
+        if alone and optimizer is not None and not optimizer.built and self.trainable_variables:
+            optimizer.build(self.trainable_variables)
+
     def _check_optimizer(self):
         """Refuses to train other variables than those that the optimizer was built for."""
         optimizer = getattr(self, "optimizer", None)
@@ -148,8 +157,20 @@ def compile_inference(model: keras.Model, function: Callable) -> Callable:
     if backend == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(function)
+        return tf.function(function, autograph=False)
     return without_gradients(function)
+
+
+def as_written(function: Callable) -> Callable:
+    """`function` for use inside tensorflow's compiled ones: its Python is not translated into a graph by AutoGraph.
+
+    Nothing in this package needs that. To translate it takes tensorflow longer than to trace it.
+    """
+    if keras.config.backend() != "tensorflow":
+        return function
+    import tensorflow as tf
+
+    return tf.autograph.experimental.do_not_convert(function)
 
 
 def without_gradients(function: Callable) -> Callable:

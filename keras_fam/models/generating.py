@@ -8,6 +8,7 @@ import keras_hub
 import numpy as np
 from keras import ops
 
+from keras_fam.backend.compiled import as_written
 from keras_fam.checks import check_flag
 from keras_fam.memory.state import StreamState
 from keras_fam.models.generation import generate_tokens
@@ -47,7 +48,7 @@ class Generates(MixedIn):
         Returns:
             dict of the same shapes: the finished texts, and 1 up to their ends.
         """
-        return generate_tokens(self, inputs, stop_token_ids)
+        return as_written(generate_tokens)(self, inputs, stop_token_ids)
 
     def make_generate_function(self) -> Callable:
         """See `keras_hub.models.CausalLM`; what it is given is checked before anything is compiled."""
