@@ -26,7 +26,7 @@ CALLS = {**MODELS, **LAYERS, **EVALUATION, **DATA}
 LEFT_OUT = {
     "what functions return: `stream`, `evaluate` and others look at it where they are given it": """
         Example LayerState PassKeyBlock PassKeyScore PassKeyText Report Score StreamState""",
-    "Keras's own arguments": """
+    "Keras's own arguments, which it is handed as they are": """
         *.compile *.fit *.evaluate *.predict *.quantize *.test_on_batch""",
     "called by Keras, KerasHub or torch alone": """
         *.build *.compile_from_config *.compute_loss *.compute_mask *.compute_output_shape *.compute_output_spec
@@ -75,6 +75,16 @@ def arguments(name):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(autouse=True)
+def own_words():
+    """Keras adds the names of all arguments to an error of a call: a message would name any of them."""
+    filtered = keras.config.is_traceback_filtering_enabled()
+    keras.config.disable_traceback_filtering()
+    yield
+    if filtered:
+        keras.config.enable_traceback_filtering()
 
 
 @pytest.fixture(autouse=True)

@@ -65,7 +65,7 @@ class TestTorch:
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras needs torch_xla to make a SavedModel of a torch model")
 class TestSavedModel:
     def exported(self, model, path, **options):
-        tf = pytest.importorskip("tensorflow")
+        tf = pytest.importorskip("tensorflow", reason="SavedModels are written and read by tensorflow")
         model.export(path / "model", format="tf_saved_model", verbose=False, **options)
         program = tf.saved_model.load(path / "model")
         return lambda ids: np.asarray(program.serve(inputs(ids)))

@@ -172,7 +172,7 @@ def test_rows_of_padding_alone(lm, text_lm):
 
 
 def test_ids_in_ids_out_and_texts_in_texts_out(text_lm):
-    tf = pytest.importorskip("tensorflow")
+    tf = pytest.importorskip("tensorflow", reason="the prompts come as a tf.data.Dataset")
     given = keras.tree.map_structure(ops.convert_to_numpy, text_lm.preprocessor.generate_preprocess(TEXT))
     end = text_lm.preprocessor.tokenizer.end_token_id
     finished = text_lm.generate(given)

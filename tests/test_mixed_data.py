@@ -168,7 +168,7 @@ def test_a_dataset_keeps_its_ways(lm, lesson, expected, workers):
 
 
 def test_loaders_collate_and_may_be_read_once(lm, expected):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="the data comes in a torch DataLoader")
 
     class Once(torch.utils.data.IterableDataset):
         texts = iter(TEXTS)

@@ -86,9 +86,7 @@ def test_a_run(arrays, tmp_path, monkeypatch):
     stock_model().save_to_preset(str(tmp_path / "preset"))
     np.savez(tmp_path / "tokens.npz", **arrays)
     options = f"--tokens {tmp_path}/tokens.npz --preset {tmp_path}/preset --name run --out {tmp_path}/out --key-rows 2"
-    options += (
-        " --text-rows 1 --length 128 --steps 20 --probe 1 --piece 64 --held-out 2 128 --hold 2 --texts 2 --sink 1"
-    )
+    options += " --text-rows 1 --length 128 --steps 20 --probe 1 --piece 64 --held-out 2 128 --hold 2 --texts 2"
     monkeypatch.setattr(sys, "argv", ["train.py", *options.split(), "--dtype", "float32", "--fam-length", "4"])
     train.main()
     found = json.loads((tmp_path / "out" / "run.json").read_text())

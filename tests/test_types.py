@@ -124,7 +124,7 @@ import numpy as np
 
 import keras_fam
 
-lm = keras_fam.FAMCausalLM.from_preset("gpt2_base_en", block_size=256, memory_gate=None, dtype="bfloat16", dropout=0.1)
+lm = keras_fam.FAMCausalLM.from_preset("gpt2_base_en", block_size=256, memory_gate=None, dtype="bfloat16")
 lm.enable_lora(rank=8)
 lm.compile(optimizer=keras.optimizers.AdamW(1e-4), weighted_metrics=["accuracy"], jit_compile=False)
 lm.fit(["one", "two"], epochs=2, callbacks=[keras.callbacks.EarlyStopping()], verbose="auto")

@@ -1,9 +1,10 @@
 """What a trained model remembers: keys by distance, and losses on held-out text read as streams."""
 
-import keras
 import numpy as np
 from keras import ops
 from texts import DIGITS, Pieces
+
+from keras_fam.plots.loss import loss_by_position
 
 
 def ask(backbone, state, questions, places):
@@ -61,11 +62,12 @@ class KeyProbe:
         self.keys = self.rng.integers(10, size=(self.rows, DIGITS))
 
     def _read(self, rows):
+        """Whole blocks go into memory, the rest waits for the next call: so one shape is compiled."""
         ids, size = np.concatenate([self._unfinished, np.stack(rows)], axis=1).astype("int32"), self.backbone.block_size
         self.read += ids.shape[1] - self._unfinished.shape[1]
         whole = ids.shape[1] - ids.shape[1] % size
-        for first in range(0, whole, size):  # Block by block: one shape is compiled.
-            _, self.state = self.backbone.stream(ids[:, first : first + size], self.state)
+        if whole:
+            self.state = self.backbone.read_into(self.state, ids[:, :whole])
         self._unfinished = ids[:, whole:]
 
 
@@ -92,31 +94,16 @@ def overwrite(backbone, arrays, age, distances, rows=100, seed=20_000):
     return found
 
 
-def nats(lm, ids, start, rows, length):
-    """Mean loss of each token on `rows` pieces of `ids`, each read as a stream behind a start token: `[length]`."""
-    size, backbone = lm.backbone.block_size, lm.backbone
-    pieces = np.stack([ids[row * length : (row + 1) * length] for row in range(rows)]).astype("int32")
-    inputs = np.concatenate([np.resize(start, (rows, 1)).astype("int32"), pieces[:, :-1]], axis=1)
-    state, losses = backbone.initial_state(rows), []
-    for first in range(0, length, size):
-        hidden, state = backbone.stream(inputs[:, first : first + size], state)
-        targets = pieces[:, first : first + size]
-        for part in range(0, size, 256):
-            logits = ops.cast(backbone.logits(hidden[:, part : part + 256]), "float32")
-            loss = keras.losses.sparse_categorical_crossentropy(targets[:, part : part + 256], logits, from_logits=True)
-            losses.append(ops.convert_to_numpy(loss).mean(axis=0))
-    return np.concatenate(losses)
-
-
 def text_losses(lm, arrays, rows, length):
-    """Nats a token of held-out text: all, the first block, and by doubling distance from the start."""
-    size = lm.backbone.block_size
-    by_place = nats(lm, arrays["held_out"], arrays["start"], rows, length)
+    """Nats a token of held-out text, `rows` streams of `length` tokens: of all, and by doubling place in the stream."""
+    pieces = arrays["held_out"][: rows * length].reshape(rows, length)
+    starts = np.resize(arrays["start"], (rows, 1))
+    by_place = loss_by_position(lm, np.concatenate([starts, pieces], axis=1).astype("int32")).mean(axis=0)
     edges = [0, 64]
     while edges[-1] < length:
         edges.append(min(2 * edges[-1], length))
     return {
-        "block_size": size,
+        "block_size": lm.backbone.block_size,
         "tokens": rows * length,
         "all": round(float(by_place.mean()), 4),
         "by_place": {

@@ -16,7 +16,7 @@ DIGITS = 5
 
 
 def prepare(tokenizer, start_token_id, texts, held_out):
-    """All token ids as a dict of arrays: texts in a row, and the pieces of PassKey texts. -1 stands for a digit.
+    """All token ids as a dict of int arrays `[length]`: texts in a row, and pieces of PassKey texts; -1 is a digit.
 
     Args:
         tokenizer: a KerasHub tokenizer with a token for each digit.
@@ -53,9 +53,10 @@ class Pieces:
 
     def with_key(self, name, key):
         """The piece `name` with the digits of `key`, int `[5]`, as token ids, and where they are."""
-        ids = self.arrays[name]
+        ids = self.arrays[name].copy()
         places = ids < 0
-        return np.where(places, 0, ids) + _spread(places, self.arrays["digits"][key]), places
+        ids[places] = np.resize(self.arrays["digits"][key], places.sum())
+        return ids, places
 
     def filler(self, sentences):
         """So many sentences of filler on a line of their own."""
@@ -66,12 +67,6 @@ class Pieces:
         """Introduction and statement: what a text begins with."""
         arrays = self.arrays
         return np.concatenate([arrays["start"], arrays["introduction"], self.with_key("statement", key)[0]])
-
-
-def _spread(places, digits):
-    values = np.zeros(places.shape, digits.dtype)
-    values[places] = np.resize(digits, places.sum())
-    return values
 
 
 class KeyRow:
@@ -87,7 +82,7 @@ class KeyRow:
         self._add(self.pieces.beginning(self.key))
 
     def take(self, count, sentences, restate, noise):
-        """The next `count` tokens and one more, which the next call begins with: read, said, counts."""
+        """The next `count` tokens and one more, which the next call begins with: read, said, counts, `[count + 1]`."""
         while self.length <= count:
             self._add(self.pieces.filler(self.rng.integers(1, 2 * sentences)))
             if self.rng.random() < restate:
@@ -132,7 +127,23 @@ class TextRow:
 
 
 def batches(arrays, key_rows, text_rows, length, text_weight, seed, stage):
-    """Endless batches for `fit`; `stage` is a dict that may change: restart, sentences, restate, noise."""
+    """Endless batches for `fit`: rows of PassKey texts, then rows of texts, each going on from batch to batch.
+
+    Args:
+        arrays: dict, of `prepare`.
+        key_rows: int.
+        text_rows: int.
+        length: int, tokens of a row.
+        text_weight: float, what a token of texts weighs; a token of an answer weighs 1.
+        seed: int.
+        stage: dict that may change between batches: `restart`, the share of rows that begin a new PassKey text;
+            `sentences` of filler in the mean between two questions; `restate`, the share of these that are statements;
+            `noise`, the share of answers that are read with random digits.
+
+    Yields:
+        `(inputs, targets, weights)`, inputs a dict of `"token_ids"` and `"padding_mask"`, int `[rows, length]`, and
+        `"document_start"`, int `[rows]`.
+    """
     rng = np.random.default_rng(seed)
     pieces = Pieces(arrays)
     rows = [KeyRow(pieces, rng) for _ in range(key_rows)] + [TextRow(arrays, rng) for _ in range(text_rows)]
@@ -161,7 +172,7 @@ def main():
     import keras_hub
 
     tokenizer = keras_hub.models.Tokenizer.from_preset(options.preset)
-    *texts, held_out = (Path(path).read_text(errors="replace") for path in (*options.texts, options.held_out))
+    *texts, held_out = (Path(path).read_text(encoding="utf-8") for path in (*options.texts, options.held_out))
     arrays = prepare(tokenizer, tokenizer.start_token_id, texts, held_out)
     np.savez_compressed(options.out, **arrays)
     print({name: array.shape for name, array in arrays.items()})

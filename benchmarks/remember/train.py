@@ -33,12 +33,8 @@ LESSONS = {
 }
 
 
-def build(options):
-    policy = options.dtype
-    if options.random:
-        stock = keras_hub.models.Backbone.from_preset(options.preset, dtype=policy, load_weights=False)
-    else:
-        stock = keras_hub.models.Backbone.from_preset(options.preset, dtype=policy)
+def build(options, start_token_id):
+    stock = keras_hub.models.Backbone.from_preset(options.preset, dtype=options.dtype)
     keras.utils.set_random_seed(options.seed)
     memory = dict(fam_length=options.fam_length)
     if options.fam_length:
@@ -46,8 +42,8 @@ def build(options):
     backbone = keras_fam.FAMBackbone(
         stock,
         block_size=options.block_size,
-        memory_segments=options.segments,
-        sink_token_id=options.sink,
+        memory_segments=0,
+        sink_token_id=start_token_id,
         stateful_batch_size=options.key_rows + options.text_rows,
         **memory,
     )
@@ -66,19 +62,17 @@ class Plan(keras.callbacks.Callback):
         if epoch == 1 or self.started is None:  # The first epoch compiles.
             self.started = time.time()
         options = self.options
-        self.done = (
-            epoch * EPOCH / options.steps
-            if options.steps
-            else (0.0 if epoch < 1 else (time.time() - self.started) / (60 * options.minutes))
-        )
-        self.stage.update([values for begin, values in LESSONS[options.lessons] if begin <= self.done][-1])
-        falling = min(1.0, 2.5 * max(1 - self.done, 0.02))  # The last two fifths fall to nearly zero.
+        done = (time.time() - self.started) / (60 * options.minutes) if epoch else 0.0
+        if options.steps:
+            done = epoch * EPOCH / options.steps
+        self.stage.update([values for begin, values in LESSONS[options.lessons] if begin <= done][-1])
+        falling = min(1.0, 2.5 * max(1 - done, 0.02))  # The last two fifths fall to nearly zero.
         self.model.optimizer.learning_rate = options.rate * falling * min(1.0, (epoch + 1) * EPOCH / WARMUP)
 
     def on_epoch_end(self, epoch, logs=None):
         entry = {"step": (epoch + 1) * EPOCH, "seconds": round(time.time() - self.started, 1), **_rounded(logs)}
         if self.options.key_rows and (epoch + 1) % self.options.probe == 0:
-            if hasattr(self.model, "jax_state_sync"):
+            if hasattr(self.model, "jax_state_sync"):  # On jax, `fit` keeps the variables' values to itself.
                 self.model.jax_state_sync()
             entry["hold"] = hold(self.model.backbone, self.arrays, (1, 2, 4, 16), self.options.texts)
         self.report("log", entry)
@@ -102,25 +96,21 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", required=True, help="of `texts.py`")
     parser.add_argument("--preset", required=True)
-    parser.add_argument("--random", action="store_true", help="random weights in place of the preset's")
     parser.add_argument("--name", required=True)
     parser.add_argument("--out", type=Path, default=Path("remember"))
-    parser.add_argument("--key-rows", type=int, default=48)
-    parser.add_argument("--text-rows", type=int, default=16)
+    parser.add_argument("--key-rows", type=int, default=40)
+    parser.add_argument("--text-rows", type=int, default=8)
     parser.add_argument("--text-weight", type=float, default=0.1, help="of a token of text; of a digit it is 1")
     parser.add_argument("--length", type=int, default=384, help="tokens of a row a step")
     parser.add_argument("--block-size", type=int, default=64)
-    parser.add_argument("--segments", type=int, default=0)
     parser.add_argument("--fam-length", type=int, default=16)
-    parser.add_argument("--sink", type=int, default=2, help="the start token's id")
     parser.add_argument("--gate", type=float, default=0.0)
     parser.add_argument("--span", type=float, default=1.0, help="0 for the plain sum")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--beta-2", type=float, default=0.98)
     parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=5.0, help="if no steps are given; 0 to measure only")
-    parser.add_argument("--probe", type=int, default=10, help="epochs of 20 steps between probes")
+    parser.add_argument("--minutes", type=float, default=7.4, help="if no steps are given; 0 to measure only")
+    parser.add_argument("--probe", type=int, default=15, help="epochs of 20 steps between probes")
     parser.add_argument("--piece", type=int, default=4096)
     parser.add_argument("--held-out", type=int, nargs=2, default=(16, 8192), help="rows and tokens of held-out text")
     parser.add_argument("--texts", type=int, default=100, help="PassKey texts that are asked")
@@ -143,12 +133,12 @@ def main():
         (options.out / f"{options.name}.json").write_text(json.dumps(found, indent=1))
 
     arrays = dict(np.load(options.tokens))
-    lm = build(options)
+    lm = build(options, int(arrays["start"][0]))
     lm.enable_lora(options.rank)
     if options.resume:
         lm.load_lora_weights(options.resume)
     lm.compile(
-        optimizer=keras.optimizers.AdamW(options.rate, weight_decay=0.0, beta_2=options.beta_2, global_clipnorm=1.0),
+        optimizer=keras.optimizers.AdamW(options.rate, weight_decay=0.0, beta_2=0.98, global_clipnorm=1.0),
         loss=keras_fam.ChunkedCrossentropy(piece=options.piece),
         jit_compile=keras.config.backend() != "torch",
     )

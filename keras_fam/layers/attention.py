@@ -17,6 +17,7 @@ from keras_fam.checks import (
 )
 from keras_fam.layers.checks import TakesNumbers, check_layer_call, check_layer_shapes
 from keras_fam.layers.decoder_layer import keras_mask
+from keras_fam.layers.shapes import ShapedLikeInputs
 from keras_fam.memory.core import Core
 from keras_fam.memory.options import MemoryOptions
 from keras_fam.memory.parts import DecoderParts
@@ -26,7 +27,7 @@ from keras_fam.types import Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FeedbackAttention(TakesNumbers, RematerializesPurely, keras.layers.Layer):
+class FeedbackAttention(TakesNumbers, ShapedLikeInputs, RematerializesPurely, keras.layers.Layer):
     """Block sliding window attention with Feedback Attention Memory (paper, Algorithm 2).
 
     In block tau, with queries, keys and values `Q, K, V` of its tokens and `Qf, Kf, Vf` of the FAM before it:
@@ -224,30 +225,6 @@ class FeedbackAttention(TakesNumbers, RematerializesPurely, keras.layers.Layer):
             return (outputs, attend_prompt(core, *fam)) if fam else outputs
 
         return rematerialize(compute)(inputs, *(() if fam is None else (fam,)))
-
-    def compute_mask(self, inputs: Any, previous_mask: Tensor) -> Tensor:
-        """The mask of the outputs is that of the inputs.
-
-        Args:
-            inputs: the tensors of a call.
-            previous_mask: mask of each, or None.
-
-        Returns:
-            `previous_mask`.
-        """
-        return previous_mask
-
-    def compute_output_shape(self, inputs_shape: Shape, fam_shape: Shape | None = None) -> Shape | tuple[Shape, Shape]:
-        """Outputs are shaped like inputs.
-
-        Args:
-            inputs_shape: tuple, `[batch, length, d]`.
-            fam_shape: tuple, `[1 or batch, N, d]`, or None without FAM.
-
-        Returns:
-            `[batch, length, d]`; with `fam_shape` a pair of it and `[1 or batch, N, d]`.
-        """
-        return inputs_shape if fam_shape is None else (inputs_shape, fam_shape)
 
     def compute_output_spec(
         self, inputs: Tensor, fam: Tensor | None = None, inputs_mask: Tensor | None = None, training: bool | None = None

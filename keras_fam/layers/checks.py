@@ -27,13 +27,13 @@ def check_layer_shapes(block_size, inputs_shape, fam_shape=None, mask_shape=None
         fits = len(fam_shape) == 3 and fam_shape[2] == dim and isinstance(fam_shape[1], int)
         if not fits or fam_shape[1] > block_size or not (fam_shape[0] == 1 or agree(fam_shape[:1], (batch,))):
             raise ValueError(
-                f"`fam` must have shape [1 or batch, N, d] with batch={batch}, N at most block_size={block_size} and "
-                f"d={dim}. Received: fam of shape {fam_shape}."
+                f"`fam` must have shape [1 or batch, N, d] with batch={batch} and d={dim} of `inputs`, N at most "
+                f"block_size={block_size}. Received: fam of shape {fam_shape}, inputs of shape {inputs_shape}."
             )
     if mask_shape is not None and not agree(tuple(mask_shape), inputs_shape[:2]):
         raise ValueError(
-            f"`inputs_mask` must have shape [batch, length], {inputs_shape[:2]}. Received: inputs_mask of shape "
-            f"{tuple(mask_shape)}."
+            f"`inputs_mask` must have shape [batch, length] of `inputs`, {inputs_shape[:2]}. Received: inputs_mask of "
+            f"shape {tuple(mask_shape)}, inputs of shape {inputs_shape}."
         )
 
 

@@ -13,6 +13,7 @@ from keras_fam.checks import check_dtype
 from keras_fam.layers.checks import TakesNumbers, check_layer_call
 from keras_fam.layers.lora_checkpoint import LoRACheckpoint
 from keras_fam.layers.parts_config import parts_from_config, parts_to_config
+from keras_fam.layers.shapes import ShapedLikeInputs
 from keras_fam.layers.streams import StreamsAlone
 from keras_fam.memory.core import Core
 from keras_fam.memory.maps import attention_map
@@ -32,7 +33,9 @@ def keras_mask(x):
 
 
 @keras.saving.register_keras_serializable(package="keras_fam")
-class FAMDecoderLayer(TakesNumbers, RematerializesPurely, StreamsAlone, SavesRunState, keras.layers.Layer):
+class FAMDecoderLayer(
+    TakesNumbers, ShapedLikeInputs, RematerializesPurely, StreamsAlone, SavesRunState, keras.layers.Layer
+):
     """A pre-norm decoder layer with Feedback Attention Memory (paper, Algorithm 2), made of a layer's own parts.
 
         A   = Attention(norm(I), memory segments, FAM) + I;    O_tau = FF(norm(A)) + A
@@ -285,30 +288,6 @@ class FAMDecoderLayer(TakesNumbers, RematerializesPurely, StreamsAlone, SavesRun
         return attention_map(self.core, inputs, Beginning(fam, sink=sink), head)
 
     # === Shapes and configuration ===
-
-    def compute_mask(self, inputs: Any, previous_mask: Tensor) -> Tensor:
-        """The mask of the outputs is that of the inputs.
-
-        Args:
-            inputs: the tensors of a call.
-            previous_mask: mask of each, or None.
-
-        Returns:
-            `previous_mask`.
-        """
-        return previous_mask
-
-    def compute_output_shape(self, inputs_shape: Shape, fam_shape: Shape | None = None) -> Shape | tuple[Shape, Shape]:
-        """Outputs are shaped like inputs.
-
-        Args:
-            inputs_shape: tuple, `[batch, length, d]`.
-            fam_shape: tuple, `[1 or batch, N, d]`, or None without FAM.
-
-        Returns:
-            `[batch, length, d]`; with `fam_shape` a pair of it and `[1 or batch, N, d]`.
-        """
-        return inputs_shape if fam_shape is None else (inputs_shape, fam_shape)
 
     def compute_output_spec(
         self,

@@ -141,7 +141,7 @@ class FAMCausalLM(
             sink_token_id: int or None. The token that stays visible for ever.
             dtype: str or `keras.DTypePolicy`, such as `"bfloat16"`.
             preprocessor: `keras_hub.models.CausalLMPreprocessor` in place of the preset's own, or None for none.
-            **kwargs: `name`, `trainable`.
+            **kwargs: `compile`, `name`, `trainable`.
 
         Returns:
             `FAMCausalLM`.

@@ -1,5 +1,6 @@
 """What a call of a model is given: checked once, whatever it goes through."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from keras import ops
@@ -15,12 +16,28 @@ from keras_fam.checks import (
 from keras_fam.training.carried_state import carries_on
 from keras_fam.types import Data, MixedIn, Tensor
 
-# Inside, inputs are taken as they are: they were checked on the way in.
 _checked = Inside()
 
 
+def checked() -> AbstractContextManager:
+    """Inside, inputs are taken as they are: they were checked on the way in. To look at values may stop a device."""
+    return _checked.set(True)
+
+
 def check_texts(backbone, token_ids, padding_mask, document_start):
-    """The arguments of `FAMBackbone.hidden_states`, checked; a mask of floats becomes one of bools."""
+    """The arguments of `FAMBackbone.hidden_states`, checked; a mask of floats becomes one of bools.
+
+    Args:
+        backbone: `FAMBackbone`.
+        token_ids: int `[batch, length]`.
+        padding_mask: `[batch, length]`, ones and zeros.
+        document_start: `[batch]`, ones and zeros, or None.
+
+    Returns:
+        `(token_ids, padding_mask, document_start)`.
+    """
+    if _checked.value:
+        return token_ids, padding_mask, document_start
     token_ids = check_token_ids(token_ids, backbone.family.backbone.vocabulary_size)
     padding_mask = check_padding_mask(padding_mask, token_ids)
     if "float" in dtype_of(padding_mask):
@@ -46,7 +63,7 @@ class ChecksInputs(MixedIn):
                 + (f" with keys {list(inputs)!r:.200}." if isinstance(inputs, dict) else ".")
             )
         inputs = self.check_inputs(inputs, kwargs.get("training"))
-        with _checked.set(True):
+        with checked():
             return super().__call__(inputs, *args, **kwargs)
 
     def call(self, inputs: Data, training: bool | None = None, mask: Any = None, **kwargs: Any) -> Tensor:
@@ -66,7 +83,7 @@ class ChecksInputs(MixedIn):
         """
         # On jax, training and prediction come here without `__call__`.
         inputs = self.check_inputs(inputs, training)
-        with _checked.set(True):
+        with checked():
             return super().call(inputs, training=training, mask=mask, **kwargs)
 
     def check_inputs(self, inputs: Data, training: bool | None = None) -> Data:

@@ -17,6 +17,7 @@ from keras_fam.checks import (
     check_token_ids,
 )
 from keras_fam.memory.state import StreamState
+from keras_fam.models.inputs import checked
 from keras_fam.models.reading import block_losses, losses_in_blocks, open_texts
 from keras_fam.types import MixedIn, Tensor
 
@@ -73,12 +74,13 @@ class Scores(MixedIn):
             raise ValueError("`target_ids` must be given with scoring_mode='loss'. Received: target_ids=None.")
         token_ids = check_token_ids(token_ids, self.backbone.vocabulary_size)
         padding_mask = ops.ones(token_ids.shape, "bool") if padding_mask is None else padding_mask
-        padding_mask = ops.convert_to_tensor(check_padding_mask(padding_mask, token_ids))
+        padding_mask = ops.cast(check_padding_mask(padding_mask, token_ids), "bool")
         if target_ids is not None:
             target_ids = check_token_ids(target_ids, self.backbone.vocabulary_size, "target_ids")
             target_ids = check_shape_of_ids(target_ids, token_ids, "target_ids")
         token_ids = ops.convert_to_tensor(token_ids, "int32")
-        hidden = self.backbone.hidden_states(token_ids, padding_mask, layer_intercept_fn=layer_intercept_fn)
+        with checked():
+            hidden = self.backbone.hidden_states(token_ids, padding_mask, layer_intercept_fn=layer_intercept_fn)
         logits = self.backbone.logits(hidden)
         if scoring_mode == "logits":
             return logits

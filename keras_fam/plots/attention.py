@@ -8,6 +8,7 @@ from keras import ops
 from keras_fam.checks import check_integer, check_token_ids, to_array
 from keras_fam.models.backbone import FAMBackbone
 from keras_fam.models.causal_lm import FAMCausalLM
+from keras_fam.models.inputs import checked
 from keras_fam.types import Tensor
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def attention_map(
     hidden: dict[int, Tensor] = {}
     mask = ops.ones(tokens.shape, "bool")
     ids = ops.convert_to_tensor(tokens, "int32")
-    backbone.hidden_states(ids, mask, layer_intercept_fn=lambda x, index: hidden.setdefault(index, x))
+    with checked():
+        backbone.hidden_states(ids, mask, layer_intercept_fn=lambda x, index: hidden.setdefault(index, x))
     prompts = backbone.start_of_memory()
     for below in backbone.transformer_layers[:layer]:
         prompts = {name: below.lift_prompt(x) for name, x in prompts.items()}
