@@ -26,9 +26,21 @@ from helpers.refusals import snapshot
 
 import keras_fam
 
-# Keras collects garbage whenever a layer drops a variable. What is imported stays: it need not be searched each time.
-gc.collect()
-gc.freeze()
+
+def keep():
+    """What lives now stays and is searched no more: Keras collects garbage whenever a layer drops a variable."""
+    gc.collect()
+    gc.freeze()
+
+
+keep()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_a_module_leaves():
+    """Backends keep their compiled programs: after an hour of tests, a search of those alone would take a second."""
+    yield
+    keep()
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from helpers.gradients import loss_and_gradients
-from helpers.models import fam_backbone, inputs, token_ids
+from helpers.models import EVERY_PART, fam_backbone, inputs, token_ids
 from keras import ops
 
 
@@ -29,16 +29,13 @@ def outputs_and_gradients(family):
     return {"loss": np.asarray(loss), "hidden": hidden, **{f"gradient of {path}": g for path, g in gradients.items()}}
 
 
-COMPARED = ["gemma", "gemma2", "gemma3", "gpt2", "llama3"]  # Every part that a layer of any family has.
-
-
 @pytest.mark.skipif(keras.config.backend() == "torch", reason="torch is what the others are compared with")
 def test_agreement_with_torch(tmp_path):
     if find_spec("torch") is None:
         pytest.fail("torch is not installed: install keras-fam with all three backends to test it")
     environment = {**os.environ, "KERAS_BACKEND": "torch", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, __file__, str(tmp_path)], env=environment, check=True, capture_output=True)
-    for family in COMPARED:
+    for family in EVERY_PART:
         here = outputs_and_gradients(family)
         with np.load(tmp_path / f"{family}.npz") as there:
             assert set(here) == set(there.files)
@@ -47,5 +44,5 @@ def test_agreement_with_torch(tmp_path):
 
 
 if __name__ == "__main__":
-    for name in COMPARED:
+    for name in EVERY_PART:
         np.savez(os.path.join(sys.argv[1], f"{name}.npz"), **outputs_and_gradients(name))

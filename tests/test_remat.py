@@ -14,7 +14,7 @@ BACKEND = keras.config.backend()
 
 
 def fit_weights(family, mode, steps=3, length=18, **options):
-    """All weights after some steps of `fit`."""
+    """Losses and all weights after some steps of `fit`."""
     keras.utils.set_random_seed(7)
     with keras.RematScope(**mode):
         lm = keras_fam.FAMCausalLM(fam_backbone(family, **options))
@@ -23,6 +23,15 @@ def fit_weights(family, mode, steps=3, length=18, **options):
     ids = token_ids(2 * steps, length + 1)
     history = lm.fit(inputs(ids[:, :-1]), ids[:, 1:], batch_size=2, epochs=1, shuffle=False, verbose=0)
     return history.history["loss"], [numpy(v) for v in lm.weights]
+
+
+OPTIONS = dict(random_state_passing=0.5, stock={"dropout": 0.3})
+
+
+@pytest.fixture(scope="module", params=["gemma2", "gpt2"])
+def plain(request):
+    """A family, and its losses and weights without the scope."""
+    return request.param, *fit_weights(request.param, dict(mode=None), **OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -34,11 +43,9 @@ def fit_weights(family, mode, steps=3, length=18, **options):
     ],
     ids=lambda mode: mode["mode"],
 )
-@pytest.mark.parametrize("family", ["gemma2", "gpt2"])
-def test_training_is_the_same_with_and_without(family, mode):
-    options = dict(random_state_passing=0.5, stock={"dropout": 0.3})
-    loss, weights = fit_weights(family, mode, **options)
-    plain_loss, plain_weights = fit_weights(family, dict(mode=None), **options)
+def test_training_is_the_same_with_and_without(plain, mode):
+    family, plain_loss, plain_weights = plain
+    loss, weights = fit_weights(family, mode, **OPTIONS)
     np.testing.assert_allclose(loss, plain_loss, rtol=1e-5)
     for value, plain in zip(weights, plain_weights):
         np.testing.assert_allclose(value, plain, rtol=1e-4, atol=1e-5)
