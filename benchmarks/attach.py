@@ -30,7 +30,7 @@ DEFAULTS = {
     "memory_gate": -6.0,
     "sink_token_id": True,
 }
-GATES = (-6.0, -5.0, -4.0, -3.0, 0.0)
+GATES = (-12.0, -9.0, -6.0, -5.0, -4.0, -3.0, 0.0)
 
 
 def settings():
@@ -45,7 +45,7 @@ def settings():
         for gate in GATES:
             arguments = {"block_size": 256, "memory_segments": 1, "fam_length": length, "sink_token_id": True}
             rows.append((f"FAM {length} gate {gate:g}", {**arguments, "memory_gate": gate}))
-    return [*rows, ("default", DEFAULTS)]
+    return rows + [(f"default gate {gate:g}", {**DEFAULTS, "memory_gate": gate}) for gate in (-12.0, -9.0, -6.0)]
 
 
 class Measured:
@@ -206,7 +206,7 @@ def label(row):
     if kind == "BSWA":
         return f"BSWA, B={rest[0]}, m={rest[1]}" + (", sink" if "sink" in rest else "")
     if kind == "default":
-        return "`from_preset`'s defaults: FAM, B=1,024, m=3, N=64, sink, gate -6"
+        return f"`from_preset`'s sizes: FAM, B=1,024, m=3, N=64, sink, gate {rest[1]}"
     return f"FAM, B=256, m=1, N={rest[0]}, sink, gate {rest[2]}"
 
 

@@ -1,7 +1,7 @@
 """What differs between jax, tensorflow and torch. Nothing outside this folder asks for more than `on_jax_cpu`.
 
-- Loops over blocks (`loops`). jax: `lax.scan`, compiled once. tensorflow: unrolled, or a `tf.while_loop` where the
-  length is not known. torch: a Python loop.
+- Loops over blocks (`loops`). jax: `lax.scan`, compiled once. tensorflow: unrolled, or a `tf.while_loop` where there
+  are many blocks or their number is not known. torch: a Python loop.
 - Attention (`kernels`). jax on CPU: one head after another from some size on. torch: its fused kernel. Else all heads
   at once.
 - Writing into a ring (`buffers.write`). torch: in place where allowed. jax and tensorflow: the compiler decides.

@@ -5,13 +5,24 @@ import contextlib
 import keras
 from keras import ops, tree
 
+UNROLLED = 16  # steps
+
+
+def unrolls(length) -> bool:
+    """Whether each of `length` steps is a part of the program by itself, or all of them are one loop.
+
+    A step of a loop takes tensorflow longer, and a program with many steps takes it minutes to compile: it unrolls a
+    static number of steps up to `UNROLLED`. jax always loops, and torch runs what Python runs.
+    """
+    backend = keras.config.backend()
+    return backend == "torch" or (backend == "tensorflow" and isinstance(length, int) and length <= UNROLLED)
+
 
 def scan(step, emit, carry, xs, length, axes=None):
     """`carry = step(carry, x)` over one axis of `xs`, with `emit(carry)` kept before and after every step.
 
-    `keras.ops.scan` is not used: under tensorflow its gradient cannot be compiled by XLA. On jax this is `lax.scan`,
-    compiled once whatever the number of steps; torch runs a Python loop; tensorflow unrolls a static number of steps
-    and runs a dynamic one as a `tf.while_loop`.
+    `keras.ops.scan` is not used: under tensorflow its gradient cannot be compiled by XLA. Where the steps are not
+    unrolled (see `unrolls`), this is `lax.scan` or `tf.while_loop`, compiled once whatever the number of steps.
 
     Args:
         step: callable `(carry, x) -> carry`. Must not draw random numbers or assign variables.
@@ -26,11 +37,12 @@ def scan(step, emit, carry, xs, length, axes=None):
         `(carry, ys)`: the last carry, and all `length + 1` emissions stacked on a new leading axis.
     """
     xs, axes = xs or {}, axes or {}
-    if not isinstance(length, int) or keras.config.backend() == "jax":
+    if not unrolls(length):
         # One structure of leading axes. XLA compiles a loop's body even where it never runs: leave it a row to look at.
         rows = length if isinstance(length, int) else ops.maximum(length, 1)
         xs = {name: _leading(x, axes.get(name, 0), rows) for name, x in xs.items()}
-        return (_jax_scan if isinstance(length, int) else _tensorflow_while)(step, emit, carry, xs, length)
+        loop = _jax_scan if keras.config.backend() == "jax" else _tensorflow_while
+        return loop(step, emit, carry, xs, length)
     # The pieces are taken along the axis where it is: to move it would copy all of it.
     rows = {
         name: [ops.unstack(leaf, axis=axes.get(name, 0)) for leaf in tree.flatten(x)] if length else []

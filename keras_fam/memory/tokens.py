@@ -2,10 +2,9 @@
 
 from typing import NamedTuple
 
-import keras
 from keras import ops
 
-from keras_fam.backend.loops import one_after, scan
+from keras_fam.backend.loops import one_after, scan, unrolls
 from keras_fam.backend.random import spread_seed
 from keras_fam.memory.blocks import token_mask
 from keras_fam.memory.core import Core
@@ -47,10 +46,9 @@ def attend_blocks(
 ) -> Tensor:
     """Token t: Attention(q_t, [K_{tau-m} .. K_{tau-1}, Kf, K_tau up to t]), for every token of every block.
 
-    Blocks with fewer than m segments before them are attended to one after the other. What happens with the others
-    depends on the backend. jax runs one compiled loop over them. tensorflow does so too where it does not know how many
-    blocks there are; its loop then runs over all blocks, with empty segments in front of the first ones. Everywhere
-    else they are attended to one after the other as well.
+    Blocks with fewer than m segments before them are attended to one after the other. So are the others where the
+    backend unrolls its loops (see `unrolls`). Elsewhere one compiled loop runs over them. Where tensorflow does not
+    know how many blocks there are, its loop runs over all of them, with empty segments in front of the first ones.
 
     Args:
         core: `Core`.
@@ -66,10 +64,10 @@ def attend_blocks(
     seeds = {name: spread_seed(seed, ops.shape(query)[1]) for name, seed in (seeds or {}).items()}
     if blocks is None:
         single = 0
-    elif keras.config.backend() == "jax":
-        single = min(core.segments - keys.past, blocks)
-    else:
+    elif unrolls(blocks):
         single = blocks
+    else:
+        single = min(core.segments - keys.past, blocks)
     attended = []
     if single:
         attended.append(_one_by_one(core, query, keys, seen, seeds, single))
