@@ -27,7 +27,7 @@ DEFAULTS = {
     "block_size": 1024,
     "memory_segments": 3,
     "fam_length": 64,
-    "memory_gate": -6.0,
+    "memory_gate": -9.0,
     "sink_token_id": True,
 }
 GATES = (-12.0, -9.0, -6.0, -5.0, -4.0, -3.0, 0.0)
@@ -234,7 +234,7 @@ def _draw(results):
         found = results["table"][model]
         points = [(found[row][0] - found["stock"][0], place) for place, row in enumerate(rows) if row in found]
         left.plot(*zip(*points), marker, label=model)
-    left.set_yticks(range(len(rows)), [label(row) for row in rows], fontsize=8)
+    left.set_yticks(range(len(rows)), [label(row).replace("`", "") for row in rows], fontsize=8)
     left.invert_yaxis()
     left.axvline(0, color="gray", linewidth=1)
     left.set_xscale("symlog", linthresh=0.1)

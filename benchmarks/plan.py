@@ -48,9 +48,12 @@ def full(backend):
         "generate, stock": ("generate", dict(name="stock", contexts=[512, 4096], tokens=257, repeats=3)),
         "peers": ("peers", dict(size=PEERS, names=peers, tokens=4096, repeats=7)),
     }
-    if backend == "jax":
+    if backend != "torch":
+        size = dict(SMALL, block_size=64)
         for blocks in (8, 64):
-            plan[f"compile, {blocks}"] = ("compile_time", dict(size=dict(SMALL, block_size=64), blocks=blocks))
+            plan[f"compile, {blocks}"] = ("compile_time", dict(size=size, blocks=blocks))
+    if backend == "tensorflow":
+        plan["compile, unrolled"] = ("compile_time", dict(size=size, blocks=64, unrolled=64))
     return plan
 
 

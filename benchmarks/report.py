@@ -151,7 +151,14 @@ ROWS = (
         "≤ 1.5",
         lambda r: f"{r['compile, 64']['seconds'] / r['compile, 8']['seconds']:.2f}",
     ),
+    ("64 blocks in a loop / unrolled, compile time", "", lambda r: _looped(r, "seconds")),
+    ("the same, seconds a step", "", lambda r: _looped(r, "step")),
 )
+
+
+def _looped(results, what):
+    loop, unrolled = (results[name][what] for name in ("compile, 64", "compile, unrolled"))
+    return f"{loop / unrolled:.2f} ({unrolled:.2f} to {loop:.2f} s)"
 
 
 def _cell(row, results):

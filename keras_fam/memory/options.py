@@ -18,7 +18,7 @@ class MemoryOptions:
         memory_span: float > 0, a tuple of N of them, or None. A vector of FAM keeps at most that many times the length
             of what a block adds to it, so that it can be written again at any age; None is the paper's plain sum.
         memory_gate: float or None. Where a trained scalar starts that is added to the tokens' scores on FAM: 0 is the
-            paper, -6 nearly hides FAM; None adds no weight.
+            paper, -9 nearly hides FAM; None adds no weight.
 
     Raises:
         TypeError, ValueError: an option of the wrong type or out of range, by name.

@@ -66,7 +66,7 @@ class FAMBackbone(
         memory_span: float, one for each FAM vector, or None. How many times as long as what a block adds to it a vector
             may stay, so that memory can be written again at any age; None is the paper's plain sum.
         memory_gate: float or None. Where a trained scalar of each layer starts that is added to the tokens' scores on
-            FAM: 0 is the paper, -6 nearly hides FAM; None adds none.
+            FAM: 0 is the paper, -9 nearly hides FAM; None adds none.
         sink_token_id: int or None. The start token, whose key and value stay visible to all tokens and FAM for ever:
             what pretrained models need of the start of a text.
         stateful_batch_size: int or None, training, and `evaluate` with `"document_start"`: batches have that many rows

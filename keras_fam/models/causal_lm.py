@@ -119,7 +119,7 @@ class FAMCausalLM(
         """Loads a saved FAM preset, or a stock preset and gives it memory.
 
         A stock preset gets defaults that do a trained model little harm. `sink_token_id` is the start token of the
-        preprocessor's tokenizer, if it has one. `memory_gate` is -6, if there is FAM. Sizes that are not given fit the
+        preprocessor's tokenizer, if it has one. `memory_gate` is -9, if there is FAM. Sizes that are not given fit the
         model: where positions are learned, `block_size` is at most the table's length / (memory_segments + 1), or,
         if `block_size` is given, `memory_segments` as many as the table has room for; `fam_length` is at most
         `block_size`. What is given is taken; None switches sink and gate off. With a saved FAM preset, options may be

@@ -25,7 +25,7 @@ from measure import continued, nats_per_token, start_and_text
 
 import keras_fam
 
-SIZES = {"block_size": 256, "memory_segments": 1, "fam_length": 16}  # of all checks but the first
+SIZES = {"block_size": 256, "memory_segments": 1, "fam_length": 16, "memory_gate": -6.0}  # of all checks but the first
 TOKENS, STREAM, CHUNK, TRAINED = 2048, 32_768, 2048, 600
 
 
