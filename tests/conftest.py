@@ -26,6 +26,15 @@ from helpers.refusals import snapshot
 
 import keras_fam
 
+# Small graphs too: what grappler makes of each is most of the time of its first call.
+if keras.config.backend() == "tensorflow":
+    import tensorflow as tf
+
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+# Tracing makes many small objects that stay: fewer searches among them.
+gc.set_threshold(10_000, 10, 10)
+
 
 def keep():
     """What lives now stays and is searched no more: Keras collects garbage whenever a layer drops a variable."""
