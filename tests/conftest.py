@@ -26,7 +26,7 @@ from helpers.refusals import snapshot
 
 import keras_fam
 
-# Small graphs too: what grappler makes of each is most of the time of its first call.
+# Small graphs too: half of the time of a first call would be what grappler makes of them.
 if keras.config.backend() == "tensorflow":
     import tensorflow as tf
 

@@ -8,7 +8,7 @@ from keras import ops, tree
 UNROLLED = 16  # steps
 
 
-def unrolls(length) -> bool:
+def unrolls(length):
     """Whether each of `length` steps is a part of the program by itself, or all of them are one loop.
 
     A step of a loop takes tensorflow longer, and a program with many steps takes it minutes to compile: it unrolls a

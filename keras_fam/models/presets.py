@@ -19,8 +19,7 @@ from keras_fam.files.old_weights import with_names_of_today
 from keras_fam.memory.options import MEMORY_ARGUMENTS, RUN_ARGUMENTS, ModelOptions
 from keras_fam.types import MixedIn, Path
 
-# Where the gate of a stock preset starts, if none is given: 64 vectors then cost the models of `docs/attach.md` less than
-# 0.1 nats a token.
+# Where the gate of a stock preset starts, if none is given. It costs the models of `docs/attach.md` less than 0.1 nats.
 MEMORY_GATE = -9.0
 
 # What a save writes as a whole: none of it is kept beside a newer one. Tokenizers and a user's own files are.
