@@ -26,12 +26,6 @@ from helpers.refusals import snapshot
 
 import keras_fam
 
-# Small graphs too: half of the time of a first call would be what grappler makes of them.
-if keras.config.backend() == "tensorflow":
-    import tensorflow as tf
-
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-
 # Tracing makes many small objects that stay: fewer searches among them.
 gc.set_threshold(10_000, 10, 10)
 
