@@ -21,6 +21,8 @@ import numpy as np
 from keras import ops
 from size import Size
 
+from keras_fam.backend import loops
+
 MIB = 2**20
 
 
@@ -178,22 +180,22 @@ def generate(size, name, contexts, tokens, repeats):
     }
 
 
-def compile_time(size, blocks, unrolled=None):
+def compile_time(size, blocks, unrolled=None, jit_compile="auto"):
     """Seconds of the first training step of a text of so many blocks, less those of a later one; and of the later one.
 
     `unrolled` is how many blocks tensorflow does not loop over, if it is to be another number than the package's.
     """
-    from keras_fam.backend import loops
-
-    loops.UNROLLED = loops.UNROLLED if unrolled is None else unrolled
-    lm = models.language_model(models.fam(size))
+    if unrolled is not None:
+        loops.UNROLLED = unrolled
+    lm = models.language_model(models.fam(size), jit_compile=jit_compile)
     step, seconds = step_of(lm, size, blocks * size.block_size, "train"), []
-    for _ in range(4):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
+    with PeakMemory() as peak:
+        for _ in range(4):
+            start = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - start)
     later = min(seconds[1:])
-    return {"seconds": seconds[0] - later, "step": later}
+    return {"seconds": seconds[0] - later, "step": later, "mib": peak.mib}
 
 
 def peers(size, names, tokens, repeats):

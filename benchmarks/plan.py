@@ -54,6 +54,7 @@ def full(backend):
             plan[f"compile, {blocks}"] = ("compile_time", dict(size=size, blocks=blocks))
     if backend == "tensorflow":
         plan["compile, unrolled"] = ("compile_time", dict(size=size, blocks=64, unrolled=64))
+        plan["compile, XLA"] = ("compile_time", dict(size=size, blocks=64, jit_compile=True))
     return plan
 
 

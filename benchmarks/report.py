@@ -69,6 +69,8 @@ FAM, BSWA = Size(), Size(fam_length=0)
 STOCK = f"≥ 2; arithmetic {stock_products_per_token(FAM, 8192) / products_per_token(FAM, 8192):.2f}"
 RINGS = "Gemma 3, rings of 3 blocks in five of six layers / of 8 in all"
 
+LOOP, XLA = ("compile, 64", "compile, unrolled"), ("compile, XLA", "compile, 64")
+
 # What stands in the table, its goal, and how it follows from a backend's measurements.
 ROWS = (
     (
@@ -151,14 +153,21 @@ ROWS = (
         "≤ 1.5",
         lambda r: f"{r['compile, 64']['seconds'] / r['compile, 8']['seconds']:.2f}",
     ),
-    ("64 blocks in a loop / unrolled, compile time", "", lambda r: _looped(r, "seconds")),
-    ("the same, seconds a step", "", lambda r: _looped(r, "step")),
+    ("training, 64 blocks in a loop / unrolled, compile time", "", lambda r: _compiled(r, LOOP, "seconds", "s")),
+    ("the same, seconds a step", "", lambda r: _compiled(r, LOOP, "step", "s")),
+    ("the same, peak memory", "", lambda r: _compiled(r, LOOP, "mib", "MiB")),
+    (
+        "training, 64 blocks in a loop, with XLA / without, compile time",
+        "",
+        lambda r: _compiled(r, XLA, "seconds", "s"),
+    ),
+    ("the same, seconds a step", "", lambda r: _compiled(r, XLA, "step", "s")),
 )
 
 
-def _looped(results, what):
-    loop, unrolled = (results[name][what] for name in ("compile, 64", "compile, unrolled"))
-    return f"{loop / unrolled:.2f} ({unrolled:.2f} to {loop:.2f} s)"
+def _compiled(results, names, what, unit):
+    one, other = (results[name][what] for name in names)
+    return f"{one / other:.2f} ({other:,.2f} to {one:,.2f} {unit})"
 
 
 def _cell(row, results):
@@ -167,7 +176,7 @@ def _cell(row, results):
         return row({name: _Measured(result) for name, result in results.items()})
     except _Failed as failed:
         return f"– ({failed})"
-    except KeyError:
+    except KeyError:  # It was not measured.
         return "–"
 
 

@@ -245,7 +245,7 @@ def number(name, kind):
     def parse(text):
         try:
             value = kind(text)
-        except ValueError:
+        except ValueError:  # Refused below, with numbers that are too low.
             value = -1
         if not (lowest if kind is int else 1e-30) <= value < float("inf"):
             raise argparse.ArgumentTypeError(f"expected {expected}, received: {text!r}")

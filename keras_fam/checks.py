@@ -207,7 +207,7 @@ def check_ones_and_zeros(name, value, shape):
     if array.dtype != bool:
         try:
             wrong = array[(array != 0) & (array != 1)]
-        except TypeError:
+        except TypeError:  # Objects that do not compare: refused with what they are.
             wrong = array.ravel()
         if wrong.size or array.dtype.kind not in "iuf":
             raise ValueError(

@@ -1,5 +1,7 @@
 """Bad options, backbones and presets: refused by an error that names the argument, with nothing changed."""
 
+import functools
+
 import keras
 import keras_hub
 import numpy as np
@@ -205,7 +207,7 @@ def test_arguments_that_do_not_exist(stock_preset):
     refused(lambda: keras_fam.FAMBackbone(stock_backbone("gpt2"), **sizes, fam_lenght=3), "fam_length", "fam_lenght=3")
     refused(lambda: keras_fam.FAMCausalLM(backbone, preprocesor=None), "preprocessor", "preprocesor=None")
     for cls in (keras_fam.FAMBackbone, keras_fam.FAMCausalLM):
-        call = lambda cls=cls: cls.from_preset(stock_preset, **sizes, fam_lenght=3)  # noqa: E731
+        call = functools.partial(cls.from_preset, stock_preset, **sizes, fam_lenght=3)
         refused(call, "fam_length", "fam_lenght=3")
 
 

@@ -67,7 +67,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_model_that_was_used_before_is_like_one_that_was_not(change, folder):
     new, used = language_model(), language_model()
@@ -174,7 +173,6 @@ def test_a_refused_enable_lora_leaves_a_frozen_model_frozen():
     assert not lm.trainable and not lm.trainable_variables
 
 
-@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 def test_a_quantized_model_without_fam_streams():
     lm = keras_fam.FAMCausalLM(fam_backbone("gemma", fam_length=0, stock={"num_layers": 1}))
     lm.quantize("int8")

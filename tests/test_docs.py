@@ -148,7 +148,7 @@ def resolve(dotted):
     for count in range(len(parts), 0, -1):
         try:
             found = importlib.import_module(".".join(parts[:count]))
-        except ModuleNotFoundError:
+        except ModuleNotFoundError:  # A class or a function: its module's name is shorter.
             continue
         for name in parts[count:]:
             found = getattr(found, name)

@@ -3,7 +3,6 @@
 import keras
 import ml_dtypes
 import numpy as np
-import pytest
 from helpers.models import fam_backbone, inputs, numpy, randomize, token_ids
 from keras import ops
 
@@ -38,7 +37,6 @@ def test_every_adapter_moves():
             assert np.median(moved) > 0.9e-4, variable.path
 
 
-@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 def test_int8_below_lora():
     ids, losses = token_ids(4, 13), []
     for loss in ("chunked_crossentropy", keras.losses.SparseCategoricalCrossentropy(from_logits=True)):

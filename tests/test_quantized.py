@@ -10,7 +10,6 @@ from keras import ops
 
 import keras_fam
 
-pytestmark = pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 IDS = token_ids(2, 20)
 SMALL = {"num_layers": 1}
 

@@ -12,7 +12,7 @@ import pytest
 import keras_fam
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "remember"))
-import probes  # noqa: E402
+import probes  # noqa: E402  (its folder is added above)
 import texts  # noqa: E402
 
 START, LENGTH = 1, 512

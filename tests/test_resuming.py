@@ -88,7 +88,6 @@ def test_a_part_of_a_larger_model_goes_on_too(tmp_path):
     assert_equal(second, values(first))
 
 
-@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 def test_int8_kernels_are_not_rounded_again(tmp_path):
     def model():
         lm = language_model()

@@ -171,7 +171,6 @@ def test_a_model_file_keeps_the_tokenizer(lm, tmp_path):
     np.testing.assert_array_equal(*(ops.convert_to_numpy(x) for x in tokens))
 
 
-@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 @pytest.mark.parametrize("family", ["gemma2", "gpt2"])
 def test_int8(family, tmp_path):
     """Quantized outputs are near, streaming agrees with them, and both kinds of file bring them back."""

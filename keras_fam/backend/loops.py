@@ -11,8 +11,8 @@ UNROLLED = 16  # steps
 def unrolls(length):
     """Whether each of `length` steps is a part of the program by itself, or all of them are one loop.
 
-    A step of a loop takes tensorflow longer, and a program with many steps takes it minutes to compile: it unrolls a
-    static number of steps up to `UNROLLED`. jax always loops, and torch runs what Python runs.
+    A step of a loop takes tensorflow longer, and a program of many steps takes it minutes to compile: it unrolls up to
+    `UNROLLED` steps, if `length` is an int and no tensor. jax always loops, and torch runs what Python runs.
     """
     backend = keras.config.backend()
     return backend == "torch" or (backend == "tensorflow" and isinstance(length, int) and length <= UNROLLED)

@@ -98,7 +98,7 @@ def _are_tasks(tasks):
         configs = [config for config, _ in (*models, *examples)]
         entries = [each for _, of_model in examples for each in of_model]
         return all(isinstance(each, dict) for each in configs) and all(_ENTRY <= set(each) for each in entries)
-    except (AttributeError, KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError):  # Some part is missing, or of another kind.
         return False
 
 

@@ -4,6 +4,7 @@ What a killed process left beside the name is removed by the next save of that n
 being written: the system lets go of a lock when its process ends, however that ends.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -102,13 +103,11 @@ def remove_leftovers(path):
 
 
 def remove(path):
-    """Removes a file, or a folder with all that is in it, as far as that is possible."""
+    """Removes a file, or a folder with all that is in it; what does not go of a folder is left to the next save."""
     if os.path.isdir(path) and not os.path.islink(path):
         return shutil.rmtree(path, ignore_errors=True)
-    try:
+    with contextlib.suppress(FileNotFoundError):  # Another process removed it already.
         os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 def sync_folder(folder):
@@ -131,6 +130,6 @@ def _lock(descriptor, wait):
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
+    except OSError:  # Another process holds it, or a network drive has no locks.
         return False
     return True

@@ -25,7 +25,7 @@ TOKENS_AT_ONCE = 2048  # behind the attention, on jax and torch outside training
 def attend_sequence(
     core: Core,
     inputs: Tensor,
-    beginning: Beginning = Beginning(),  # noqa: B008
+    beginning: Beginning = Beginning(),  # noqa: B008  (a tuple: nothing can change it)
     mask: Tensor | None = None,
     seeds: dict[str, Tensor] | None = None,
     update_seeds: dict[str, Tensor] | None = None,

@@ -105,7 +105,7 @@ def _save(task, out):
             out.rmdir()
         unfinished.rename(out)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)  # Not there if all went well; must not hide what went wrong.
 
 
 def main(arguments=None):

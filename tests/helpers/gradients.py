@@ -4,8 +4,11 @@ import keras
 from keras import ops
 
 
-def loss_and_gradients(model, inputs, loss_of, training=False):
-    """`loss_of(model(inputs))` and its gradient by every trainable variable's path."""
+def loss_and_gradients(model, inputs, loss_of, training=False, how="eager"):
+    """`loss_of(model(inputs))` and its gradient by every trainable variable's path.
+
+    `how` tensorflow computes them: "eager", "graph" or "XLA".
+    """
     variables = model.trainable_variables
     inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
     backend = keras.config.backend()
@@ -21,9 +24,14 @@ def loss_and_gradients(model, inputs, loss_of, training=False):
     elif backend == "tensorflow":
         import tensorflow as tf
 
-        with tf.GradientTape() as tape:
-            loss = loss_of(model(inputs, training=training))
-        gradients = tape.gradient(loss, [v.value for v in variables])
+        def compute(inputs):
+            with tf.GradientTape() as tape:
+                loss = loss_of(model(inputs, training=training))
+            return loss, tape.gradient(loss, [v.value for v in variables])
+
+        if how != "eager":
+            compute = tf.function(compute, jit_compile=how == "XLA", autograph=False)
+        loss, gradients = compute(inputs)
     else:
         import torch
 
