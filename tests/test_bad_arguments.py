@@ -26,7 +26,7 @@ CALLS = {**MODELS, **LAYERS, **EVALUATION, **DATA}
 LEFT_OUT = {
     "what functions return: `stream`, `evaluate` and others look at it where they are given it": """
         Example LayerState PassKeyBlock PassKeyScore PassKeyText Report Score StreamState""",
-    "Keras's own arguments, which it is handed as they are": """
+    "Keras's own arguments, which it is handed as they are; of the causal model, see `RUNS`": """
         *.compile *.fit *.evaluate *.predict *.quantize *.test_on_batch""",
     "called by Keras, KerasHub or torch alone": """
         *.build *.compile_from_config *.compute_loss *.compute_mask *.compute_output_shape *.compute_output_spec
@@ -42,6 +42,7 @@ LEFT_OUT = {
         FAMDecoderBlock.begin_stream FAMDecoderBlock.carry_state FAMDecoderBlock.keep_last_fam
         FAMDecoderBlock.layer_spec FAMDecoderBlock.read_piece""",
 }
+RUNS = ("compile", "evaluate", "fit", "predict")
 OF_KERAS = {"training", "mask"}  # Arguments of every layer's call.
 ON_ALL_BACKENDS = {*MODELS, *LAYERS}
 torch_alone = pytest.mark.skipif(
@@ -60,6 +61,7 @@ def found():
     """`{name: callable}` of all that is public and takes arguments."""
     left_out = " ".join(LEFT_OUT.values()).split()
     names = public_callables((keras_fam, keras_fam.data, keras_fam.evaluation), left_out)
+    names |= {f"FAMCausalLM.{name}": getattr(keras_fam.FAMCausalLM, name) for name in RUNS}
     return {**names, "PassKeyStream.__getitem__": PassKeyStream.__getitem__, **tools()}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import keras
 import keras_hub
+import numpy as np
 import pytest
 
 import keras_fam
@@ -93,14 +94,16 @@ def test_an_editor_offers_all_options_of_a_preset(cls):
     assert {"preset", "load_weights", "dtype", *MEMORY_ARGUMENTS} <= set(inspect.signature(cls.from_preset).parameters)
 
 
+IDS = np.ones((1, 6), "int32")
+X = {"token_ids": IDS, "padding_mask": IDS}
 CALLS = {
-    "fit": (["text"], dict(epochs=3, initial_epoch=2)),
-    "evaluate": (["text"], dict(return_dict=True, steps=None)),
-    "predict": (["text"], dict(verbose=0)),
-    "compile": ("adam", dict(jit_compile=False, run_eagerly=False)),
-    "load_weights": ("file.weights.h5", dict(skip_mismatch=True)),
-    "save": ("file.h5", dict(zipped=None)),
-    "test_on_batch": (["text"], dict(return_dict=True)),
+    "fit": ((X, IDS), dict(epochs=3, initial_epoch=2)),
+    "evaluate": ((X, IDS), dict(return_dict=True, steps=None)),
+    "predict": ((X,), dict(verbose=0)),
+    "compile": (("adam", "mse"), dict(jit_compile=False, run_eagerly=False)),
+    "load_weights": (("file.weights.h5",), dict(skip_mismatch=True)),
+    "save": (("file.h5",), dict(zipped=None)),
+    "test_on_batch": ((X, IDS), dict(return_dict=True)),
 }
 
 
@@ -109,9 +112,9 @@ def test_keras_gets_what_was_given_and_nothing_else(lm, monkeypatch, name):
     """Defaults are Keras's; an argument that only a newer one knows reaches it."""
     received = []
     monkeypatch.setattr(keras_hub.models.CausalLM, name, lambda self, *args, **kwargs: received.append(kwargs))
-    first, given = CALLS[name]
-    getattr(lm, name)(first, **({"loss": "mse"} if name == "compile" else {}))
-    getattr(lm, name)(first, **({"loss": "mse"} if name == "compile" else {}), **given, newer=1)
+    arguments, given = CALLS[name]
+    getattr(lm, name)(*arguments)
+    getattr(lm, name)(*arguments, **given, newer=1)
     before, after = received
     assert not set(given) & set(before) and after == {**before, **given, "newer": 1}
 

@@ -16,6 +16,8 @@ from keras_fam.checks import check_stateful_rows
 from keras_fam.models.cut_texts import warn_of_cut_texts
 from keras_fam.models.prompts import are_ids
 from keras_fam.training.carried_evaluation import from_nothing
+from keras_fam.training.run_arguments import check_run
+from keras_fam.training.run_data import LESSON, VALIDATION, check_kind, check_lesson
 from keras_fam.types import Callbacks, Data, MixedIn, Verbosity
 
 # Keras reads these batch by batch. KerasHub would cut them into samples first.
@@ -121,6 +123,12 @@ class TakesTextsAndIds(MixedIn):
                 preprocessor; no rows as `stateful_batch_size` says; what Keras refuses.
         """
         kwargs = given(locals(), *_FIT_ARGUMENTS) | kwargs
+        check_run(dict(kwargs, batch_size=batch_size, validation_split=validation_split))
+        check_lesson(self, LESSON, x, y, sample_weight)
+        if validation_data is not None:
+            check_kind("validation_data", validation_data)
+            validation_data = (list(validation_data),) if _are_texts(validation_data) else validation_data
+            check_lesson(self, VALIDATION, *keras.utils.unpack_x_y_sample_weight(validation_data))
         self._look_at(x)
         for each in (x, keras.utils.unpack_x_y_sample_weight(validation_data)[0]):
             self._check_rows(each, batch_size)
@@ -174,6 +182,9 @@ class TakesTextsAndIds(MixedIn):
             TypeError, ValueError: as in `fit`.
         """
         kwargs = given(locals(), "verbose", "steps", "callbacks", "return_dict") | kwargs
+        check_run(dict(kwargs, batch_size=batch_size))
+        if not kwargs.get("_use_cached_eval_dataset"):
+            check_lesson(self, LESSON, x, y, sample_weight)
         self._look_at(x)
         self._check_rows(x, batch_size)
         if not brings_batches(x) or kwargs.get("_use_cached_eval_dataset"):
@@ -209,6 +220,8 @@ class TakesTextsAndIds(MixedIn):
             TypeError, ValueError: as in `fit`.
         """
         kwargs = given(locals(), "verbose", "steps", "callbacks") | kwargs
+        check_run(dict(kwargs, batch_size=batch_size))
+        check_lesson(self, LESSON[:1], x)
         if not brings_batches(x):
             return super().predict(x, batch_size, **kwargs)
         return keras.Model.predict(self, self._prepared_batches(x, self._prepared), batch_size=batch_size, **kwargs)
@@ -254,6 +267,7 @@ class TakesTextsAndIds(MixedIn):
     def _prepared_lesson(self, batch):
         """`_prepared`, for a batch that goes on from the one before if the model does."""
         batch = self._prepared(batch)
+        check_lesson(self, LESSON, *batch)
         self._check_rows(batch[0], len(keras.tree.flatten(batch[0])[0]))
         return batch
 

@@ -15,6 +15,7 @@ from keras_fam.backend.devices import data_replicas, sum_over_replicas
 from keras_fam.backend.inside import Inside
 from keras_fam.backend.kept_gradients import gradients_forgotten
 from keras_fam.training.chunked_loss import ChunkedCrossentropy, chunked_crossentropy
+from keras_fam.training.run_arguments import check_run
 from keras_fam.training.token_metrics import TokenMetrics
 from keras_fam.types import Data, MixedIn, Tensor
 
@@ -70,6 +71,7 @@ class TrainsInPieces(MixedIn):
             ValueError: metrics that need all logits, or `loss_weights`, with the loss in pieces.
         """
         kwargs = given(locals(), *_COMPILE_ARGUMENTS) | kwargs
+        check_run(dict(kwargs, optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, sampler=sampler))
         with DotNotTrackScope():  # The losses and metrics of `compile` are no part of the model.
             self._compile(optimizer, loss, weighted_metrics, sampler, kwargs)
 
@@ -116,6 +118,11 @@ class TrainsInPieces(MixedIn):
         self.compile(**config)
         if trained and trained == len(self.trainable_variables):
             self.optimizer.build(self.trainable_variables)
+
+    @property
+    def trains_in_pieces(self) -> bool:
+        """Whether the loss of `compile` is a `ChunkedCrossentropy`."""
+        return self._token_metrics is not None
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:

@@ -53,6 +53,9 @@ LOAD = Call(lambda w: dict(filepath=w.weights, skip_mismatch=False), own("load_w
 INPUTS = {"inputs": "inputs|token_ids|padding_mask"}  # Messages name the part that is wrong.
 CHUNK = {"inputs": "inputs|token_ids|padding_mask|state"}  # A chunk of other rows than the state has.
 
+RUN = {"verbose": "True, zero", "callbacks": "None, empty", "x": "padding_mask as bools"}
+LESSON = {**RUN, "y": "of more rank", "sample_weight": "of more rank, as halves, below 0, too large, as bools"}
+
 MODELS = {
     "FAMBackbone": Call(
         lambda w: dict(OPTIONS, backbone=w.stock, name="model", trainable=True),
@@ -121,10 +124,60 @@ MODELS = {
     "FAMCausalLM.__call__": Call(
         lambda w: dict(inputs=w.inputs), lambda w: w.lm, also=INPUTS, meaning={"inputs": "padding_mask as bools"}
     ),
+    "FAMCausalLM.compile": Call(
+        lambda w: dict(
+            optimizer="adam",
+            loss="auto",
+            weighted_metrics=["accuracy"],
+            sampler="greedy",
+            metrics=None,
+            loss_weights=None,
+            run_eagerly=False,
+            steps_per_execution=1,
+            jit_compile="auto",
+            auto_scale_loss=True,
+        ),
+        own("compile"),
+        fresh=lambda w: w.new_lm().compile,
+        meaning=dict.fromkeys(("metrics", "weighted_metrics"), "None, empty, empty dict")
+        | {"optimizer": "None", "loss": "None", "loss_weights": "None", "jit_compile": "True"},
+    ),
     "FAMCausalLM.enable_lora": Call(
         lambda w: dict(rank=2, target_layer_names=["query"]),
         own("enable_lora"),
         fresh=lambda w: w.new_lm().enable_lora,
+    ),
+    "FAMCausalLM.evaluate": Call(
+        lambda w: dict(
+            x=w.inputs, y=w.ids, batch_size=1, sample_weight=w.ones, verbose=0, steps=1, callbacks=[], return_dict=True
+        ),
+        own("evaluate"),
+        meaning={**LESSON, "steps": "None"},
+    ),
+    "FAMCausalLM.fit": Call(
+        lambda w: dict(
+            x=w.inputs,
+            y=w.ids,
+            batch_size=1,
+            sample_weight=w.ones,
+            validation_data=None,
+            validation_split=0.0,
+            epochs=1,
+            verbose=0,
+            callbacks=[],
+            shuffle=True,
+            class_weight=None,
+            initial_epoch=0,
+            steps_per_epoch=1,
+            validation_steps=1,
+            validation_batch_size=1,
+            validation_freq=1,
+        ),
+        own("fit"),
+        fresh=lambda w: w.new_lm().fit,
+        meaning={**LESSON, "class_weight": "None", "validation_split": "zero"}
+        | dict.fromkeys(("steps_per_epoch", "validation_steps", "validation_batch_size"), "None")
+        | {"initial_epoch": "zero"},
     ),
     "FAMCausalLM.from_preset": Call(
         lambda w: dict(
@@ -167,6 +220,11 @@ MODELS = {
         lambda w: dict(texts=w.ids, page=4, batch_size=1, verbose=0),
         own("perplexity"),
         meaning={"texts": "of less rank, of more rows", "verbose": "zero"},
+    ),
+    "FAMCausalLM.predict": Call(
+        lambda w: dict(x=w.inputs, batch_size=1, verbose=0, steps=1, callbacks=[]),
+        own("predict"),
+        meaning={**RUN, "steps": "None"},
     ),
     "FAMCausalLM.save": SAVE,
     "FAMCausalLM.save_lora_weights": Call(lambda w: dict(filepath="new.lora.h5"), own("save_lora_weights", "lora_lm")),
