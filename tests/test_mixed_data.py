@@ -221,6 +221,31 @@ def test_a_model_without_preprocessor(lesson):
         refused(lambda call=call: call(TEXTS), "x", "preprocessor")
 
 
+@pytest.mark.parametrize("form", [Batches, generator, torch_loader])
+def test_what_cannot_be_learned_from_is_refused(lm, lesson, form):
+    """Keras trains on them until every weight is NaN, or takes another token for the one that does not exist."""
+    ids, targets, weights = lesson
+    nan = np.where(np.arange(weights.shape[1]) == 1, np.nan, weights)
+    high, half = targets.astype("int64") + 2**40, targets + 0.5
+    before = snapshot(lm)
+    for batch, name in (
+        ((ids, targets, nan), "sample_weight"),
+        ((ids, high, weights), "y"),
+        ((ids, half, weights), "y"),
+    ):
+        for method in (lm.fit, lm.evaluate):
+            refused(lambda method=method, batch=batch: method(*batch[:2], sample_weight=batch[2], verbose=0), name)
+            refused(lambda method=method, batch=batch: method(form([batch]), verbose=0), name)
+        refused(lambda batch=batch: lm.fit(*lesson[:2], validation_data=batch, verbose=0), "validation_data")
+    assert snapshot(lm) == before
+
+
+def test_validation_texts(lm, lesson, expected):
+    """Texts alone are no tuple of `x` and `y`."""
+    history = lm.fit(TEXTS, batch_size=2, validation_data=TEXTS, verbose=0)
+    assert losses(history) == pytest.approx([expected, expected], rel=1e-5)
+
+
 @pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
 def test_an_error_in_the_data_leaves_the_model_as_it_was(lesson, method):
     lm = keras_fam.FAMCausalLM(fam_backbone("gpt2", stock={"dropout": 0.0, "num_layers": 1}))
