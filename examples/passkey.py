@@ -63,7 +63,7 @@ QUICK = dict(
     ages=[1],
 )
 STATED = dict(  # what `--training` sets, if nothing else is said: shares of rows of the last lesson, and steps
-    rewritten=dict(restart=[0.05, 0.02], restate=[0.5, 0.3, 0.15], steps=4000),
+    rewritten=dict(restart=[0.05, 0.02], restate=[0.6, 0.3, 0.15, 0.05], steps=4000),
     carried=dict(restart=[0.5, 0.2], restate=[0.0], steps=1600),
     fresh=dict(restart=[1.0], restate=[0.0], steps=1000),
 )

@@ -185,10 +185,13 @@ def test_rows_of_a_stream_go_on(key_length, blocks, rate, restart, restate, seed
             stated.append((row, len(statements)))
             assert start[row] <= len(statements) <= 1
             if statements:
-                keys[row], phases[row] = list(statements[0][1]), phase - index * length
+                phases[row] = phase - index * length
             assert (phases[row] + index * length - phase) % 7 == 0
             questions = list(marked(task, ids[row], task.ask_id))
-            assert all(list(digits) == keys[row] for _, digits in questions)
+            for place, digits in sorted(statements + questions, key=lambda each: each[0]):
+                if ids[row, place] == task.key_id:
+                    keys[row] = list(digits)
+                assert list(digits) == keys[row]
             assert weights[row].sum() == len(questions) * key_length
     starts = np.array(starts)
     assert starts[0].all()
@@ -198,6 +201,25 @@ def test_rows_of_a_stream_go_on(key_length, blocks, rate, restart, restate, seed
         if np.broadcast_to(restate, 3)[row] in (0.0, 1.0):
             expected = np.maximum(starts[:, row], np.broadcast_to(restate, 3)[row])
             np.testing.assert_array_equal([count for at, count in stated if at == row], expected)
+
+
+def test_a_new_key_is_stated_in_any_block_but_the_last():
+    """Two statements are as near as two blocks, and questions before one ask for the key before it."""
+    task = PassKeyTask(12, key_length=3)
+    stream = task.stream(300, 4, 0.0, seed=0, question_rate=1.0, restate=1.0)
+    rows, keys, stated, old = range(300), None, np.zeros((3, 300), int), 0
+    for index in range(3):
+        ids = stream[index][0]["token_ids"]
+        [places] = zip(*(marked(task, row, task.key_id) for row in ids))
+        before, keys = keys, [list(digits) for _, digits in places]
+        stated[index] = [4 * index + place // 12 for place, _ in places]
+        for row in rows:
+            for place, digits in marked(task, ids[row], task.ask_id):
+                early = place < places[row][0]
+                old += early
+                assert list(digits) == (before if early else keys)[row]
+    assert not stated[0].any() and set(stated[1]) == {4, 5, 6} and min(np.bincount(stated[1])[4:]) > 70
+    assert set(stated[2] - stated[1]) == {2, 3, 4, 5, 6} and old > 400
 
 
 @settings(max_examples=20, deadline=None)

@@ -17,7 +17,14 @@ from keras_fam.data.checks import (
 )
 from keras_fam.data.passkey_blocks import PassKeyBlock, question_blocks
 from keras_fam.data.passkey_stream import PassKeyStream
-from keras_fam.data.passkey_writing import new_keys, new_phases, new_statement_starts, prompt_pieces, write_examples
+from keras_fam.data.passkey_writing import (
+    Keys,
+    new_keys,
+    new_phases,
+    new_statement_starts,
+    prompt_pieces,
+    write_examples,
+)
 from keras_fam.types import Tensor
 
 
@@ -167,7 +174,8 @@ class PassKeyTask:
         check_probability("answer_noise", answer_noise)
         phases = new_phases(self, rng, batch_size)
         stated = np.repeat(introduce[:, None], self.num_keys, axis=1)
-        return write_examples(self, rng, blocks, keys, phases, stated, question_rate, answer_noise)
+        keys = Keys(keys, keys, stated, np.zeros(batch_size, int))
+        return write_examples(self, rng, blocks, keys, phases, question_rate, answer_noise)
 
     def prompt(self, batch_size: int, blocks: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Texts that end in a question without its answer.
@@ -296,9 +304,10 @@ class PassKeyTask:
             seed: int, at least 0.
             question_rate: float, see `examples`; of a sequence, each row and batch draws one.
             answer_noise: float, see `examples`.
-            restate: float, probability that a row that does not restart states a new key at a batch, or one for each
-                row: its memory then has to let the old key go. Of several keys, a random one is stated anew, and
-                memory has to keep the others.
+            restate: float, probability that a row that does not restart states a new key in a batch, or one for each
+                row: its memory then has to let the old key go. The statement lies in any block but the last, and
+                questions before it ask for the old key. Of several keys, a random one is stated anew, and memory has
+                to keep the others.
 
         Returns:
             `keras.utils.PyDataset` without end: give `fit` a `steps_per_epoch`. See `PassKeyStream`.

@@ -5,17 +5,18 @@ import numpy as np
 
 from keras_fam.checks import check_integer, check_probability
 from keras_fam.data.checks import MAX_INT, check_rates, check_size
-from keras_fam.data.passkey_writing import new_keys, new_phases, write_examples
+from keras_fam.data.passkey_writing import Keys, new_keys, new_phases, write_examples
 
 
 class PassKeyStream(keras.utils.PyDataset):
     """Endless PassKey texts, made by `PassKeyTask.stream`: row i of batch t + 1 goes on with row i of batch t.
 
     Every row restarts in batch 0, and with its probability `restart` in every later one: it then states a new key in
-    its first block. A row that goes on states a new key there with its probability `restate`, and is asked for the key
-    that it stated last. Of several keys, a row that restarts states all, a row that goes on states a random one anew,
-    and a question asks for a random one. Batch t depends on the arguments and t alone: batches may be asked for in any
-    order, twice, and by several workers.
+    its first block. A row that goes on states a new key with its probability `restate`, in any block but the last
+    (where a batch has one block, in that), and is asked for the key that it stated last: two statements may be as near
+    as two blocks. Of several keys, a row that restarts states all, a row that goes on states a random one anew, and a
+    question asks for a random one. Batch t depends on the arguments and t alone: batches may be asked for in any order,
+    twice, and by several workers.
 
     The stream has no end, so `fit` wants `steps_per_epoch`, takes the batches in order whatever its argument
     `shuffle`, and goes on in the second epoch where the first one ended; `evaluate` wants `steps`.
@@ -44,12 +45,15 @@ class PassKeyStream(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         index = check_integer("index", index, 0, MAX_INT)
-        rng, restarts, stated, _, _ = self._draw(index)
-        keys, phases = self._texts(index)
+        rng, restarts, stated, new, _ = self._draw(index)
+        previous = self._texts(index - 1)[0] if index else new
+        latest, phases = self._texts(index)
         phases = phases + index * self.blocks * self.task.block_size
+        anywhere = rng.integers(max(self.blocks - 1, 1), size=self.batch_size)
+        keys = Keys(latest, previous, stated, np.where(restarts, 0, anywhere))
         question_rate = rng.choice(self.question_rates, self.batch_size)
         token_ids, targets, weights = write_examples(
-            self.task, rng, self.blocks, keys, phases, stated, question_rate, self.answer_noise
+            self.task, rng, self.blocks, keys, phases, question_rate, self.answer_noise
         )
         inputs = {
             "token_ids": token_ids,

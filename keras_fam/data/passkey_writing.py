@@ -1,6 +1,24 @@
 """How the texts of a PassKeyTask are written: filler, and statements and questions over it."""
 
+from typing import NamedTuple
+
 import numpy as np
+
+
+class Keys(NamedTuple):
+    """What a batch of texts states, and is asked for.
+
+    Attributes:
+        latest: int `[batch_size, num_keys, key_length]`, digits after what is stated here.
+        previous: the same, before it.
+        stated: bool `[batch_size, num_keys]`, the keys that are stated here.
+        blocks: int `[batch_size]`, the block in which each row states.
+    """
+
+    latest: np.ndarray
+    previous: np.ndarray
+    stated: np.ndarray
+    blocks: np.ndarray
 
 
 def new_keys(task, rng, batch_size):
@@ -44,26 +62,29 @@ def write_statements(task, token_ids, starts, stated, keys):
     write_keys(task, token_ids, rows, starts[rows, names], task.key_ids[names], keys[rows, names])
 
 
-def write_examples(task, rng, blocks, keys, phases, stated, question_rate, answer_noise):
-    """The arrays of `examples`; all draws are made for every row, whatever the row then uses.
-
-    `keys` `[batch, num_keys, key_length]`; `stated` bool `[batch, num_keys]`, those stated in the first block.
-    """
-    batch_size, size, length = len(keys), task.statement_length, blocks * task.block_size
+def write_examples(task, rng, blocks, keys, phases, question_rate, answer_noise):
+    """The arrays of `examples`; all draws are made for every row, whatever the row then uses. `keys` are `Keys`."""
+    batch_size, size, length = len(phases), task.statement_length, blocks * task.block_size
     token_ids = write_filler(task, rng, phases, length)
     # Where each block's statement or question may begin: the last block's end belongs to the final question.
     room = np.full(blocks, task.block_size - size + 1)
     room[-1] -= size
+    every = np.arange(batch_size)
     starts = np.arange(blocks) * task.block_size + rng.integers(room, size=(batch_size, blocks))
     asks = rng.random((batch_size, blocks)) < question_rate[:, None]
-    asks[stated.any(axis=1), 0] = False
-    own = starts[:, :1] if task.num_keys == 1 else new_statement_starts(task, rng, batch_size, room[0])
-    write_statements(task, token_ids, own, stated, keys)
-    rows = np.append(np.nonzero(asks)[0], np.arange(batch_size))
+    asks[every, keys.blocks] &= ~keys.stated.any(axis=1)
+    own = starts[every, keys.blocks][:, None]
+    if task.num_keys > 1:
+        own = keys.blocks[:, None] * task.block_size + new_statement_starts(task, rng, batch_size, room[0])
+    write_statements(task, token_ids, own, keys.stated, keys.latest)
+    rows, asking = np.nonzero(asks)
+    rows, asking = np.append(rows, every), np.append(asking, np.full(batch_size, blocks))  # the final ones come last
     starts = np.append(starts[asks], np.full(batch_size, length - size))
     names = rng.integers(task.num_keys, size=(batch_size, blocks + 1))
     names = np.append(names[:, 1:][asks], names[:, 0])
-    rows, places = write_keys(task, token_ids, rows, starts, task.ask_ids[names], keys[rows, names])
+    early = (asking < keys.blocks[rows])[:, None]
+    answers = np.where(early, keys.previous[rows, names], keys.latest[rows, names])
+    rows, places = write_keys(task, token_ids, rows, starts, task.ask_ids[names], answers)
     targets = np.zeros_like(token_ids)
     targets[:, :-1] = token_ids[:, 1:]
     weights = np.where(targets >= task.filler_ids[0], task.filler_weight, 0.0).astype("float32")
