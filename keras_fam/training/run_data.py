@@ -76,7 +76,8 @@ def _check_targets(name, y, shape, vocabulary_size):
 
 def _check_weights(name, weights, shape):
     weights = to_array(name, weights)
-    if weights.dtype.kind not in "biuf" or not np.isfinite(weights).all():
+    numbers = weights.dtype.kind in "biu" or "float" in weights.dtype.name  # bfloat16 is of no kind of NumPy's own
+    if not numbers or not np.isfinite(weights).all():
         raise ValueError(
             f"`{name}` must hold finite numbers. Received: {name} of dtype {weights.dtype}: {weights!r:.200}."
         )
