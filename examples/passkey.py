@@ -19,7 +19,7 @@ size: first on texts of 2, 4 and 8 blocks, each until it is learned or `--lesson
 questions in whose answers random digits are read, so that no text repeats its key.
 
 - `--training rewritten`: a row of a batch goes on from its own state from step to step in every lesson. It restarts
-  with a new key with some probability, and else states a new key in the midst of the text with another (`--restart`
+  with a new key with some probability, and else states a new key in one of the step's blocks with another (`--restart`
   and `--restate` for the last lesson). Random digits are read in answers as soon as keys are restated. The learning
   rate falls in the last lesson alone.
 - `--training carried`: no key is stated anew, and only the last lesson goes on from step to step. `ShorterMemory` lets
@@ -63,7 +63,7 @@ QUICK = dict(
     ages=[1],
 )
 STATED = dict(  # what `--training` sets, if nothing else is said: shares of rows of the last lesson, and steps
-    rewritten=dict(restart=[0.05, 0.02], restate=[0.6, 0.3, 0.15, 0.05], steps=4000),
+    rewritten=dict(restart=[0.05, 0.02], restate=[0.5, 0.3, 0.15], steps=8000),
     carried=dict(restart=[0.5, 0.2], restate=[0.0], steps=1600),
     fresh=dict(restart=[1.0], restate=[0.0], steps=1000),
 )
