@@ -151,7 +151,8 @@ def rings(size, names, context, tokens):
     ids = np.random.default_rng(0).integers(0, size.vocabulary_size, (1, context)).astype("int32")
     lms = {name: models.language_model(models.MODELS[name](size)) for name in names}
     states = {name: lm.stream(ids, lm.initial_state(1))[1] for name, lm in lms.items()}
-    mib = {name: sum(ops.convert_to_numpy(x).nbytes for x in keras.tree.flatten(state)) / MIB for name, state in states.items()}
+    arrays = {name: map(ops.convert_to_numpy, keras.tree.flatten(state)) for name, state in states.items()}
+    mib = {name: sum(x.nbytes for x in parts) / MIB for name, parts in arrays.items()}
 
     def step(name):
         logits, states[name] = lms[name].stream(ids[:, :1], states[name])
