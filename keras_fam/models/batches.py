@@ -119,8 +119,9 @@ class TakesTextsAndIds(MixedIn):
             `keras.callbacks.History`, loss and metrics of each epoch.
 
         Raises:
-            TypeError, ValueError: token ids or a mask of a wrong dtype, shape or value; texts for a model without a
-                preprocessor; no rows as `stateful_batch_size` says; what Keras refuses.
+            TypeError, ValueError: token ids, targets, weights or a mask of a wrong dtype, shape or value; texts for a
+                model without a preprocessor; no rows as `stateful_batch_size` says; an argument of another type or out
+                of range; what Keras refuses. Values in a `tf.data` or grain dataset are not looked at.
         """
         kwargs = given(locals(), *_FIT_ARGUMENTS) | kwargs
         check_run(dict(kwargs, batch_size=batch_size, validation_split=validation_split))

@@ -68,7 +68,8 @@ class TrainsInPieces(MixedIn):
             **kwargs: what a newer Keras takes.
 
         Raises:
-            ValueError: metrics that need all logits, or `loss_weights`, with the loss in pieces.
+            TypeError, ValueError: an argument of another type or out of range, or a name that Keras does not know;
+                metrics that need all logits, or `loss_weights`, with the loss in pieces.
         """
         kwargs = given(locals(), *_COMPILE_ARGUMENTS) | kwargs
         check_run(dict(kwargs, optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, sampler=sampler))
