@@ -24,7 +24,7 @@ def main(arguments):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            preexec_fn=(lambda: os.nice(10)) if backend == GIVES_WAY else None,
+            preexec_fn=(lambda: os.nice(5)) if backend == GIVES_WAY else None,
         )
     failed = []
     for backend, process in running.items():
