@@ -89,7 +89,7 @@ def test_two_calls_read_what_one_stream_reads(sampler):
     assert state.tokens == [18, 18]
 
 
-@pytest.mark.parametrize("sampler", ["greedy", "random", "beam", "contrastive"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_new_state_changes_nothing(sampler):
     texts = []
     for options in ({}, {"return_state": True}, {"state": 2}):

@@ -30,7 +30,7 @@ def generate(lm, given=None, stop_token_ids=None):
 
 @pytest.mark.parametrize(
     "family, fam_length",
-    [*((family, 3) for family in FAMILIES), *((family, 0) for family in ("gemma2", "gpt2"))],
+    [*((family, 3) for family in FAMILIES), *((family, 0) for family in ("gemma", "gemma2", "gpt2"))],
 )
 def test_greedy_is_the_arg_max_of_full_forward_passes(family, fam_length):
     lm = language_model(family, layers=2 if family in ("gemma3", "gpt2") else 1, fam_length=fam_length)

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers.models import TRIED, fam_backbone, forward, numpy, token_ids
+from helpers.models import FAMILIES, fam_backbone, forward, numpy, token_ids
 from keras import ops
 
 import keras_fam
@@ -15,7 +15,7 @@ from keras_fam.plots.loss import loss_by_position
 
 @pytest.mark.parametrize(
     "family, fam_length",
-    [*((family, 3) for family in TRIED), *((family, 0) for family in ("gemma2", "gpt2"))],
+    [*((family, 3) for family in FAMILIES), *((family, 0) for family in ("gemma", "gemma2", "gpt2"))],
 )
 def test_attention_map_rows(family, fam_length):
     backbone = fam_backbone(family, fam_length=fam_length, stock={"dropout": 0.0})

@@ -72,8 +72,6 @@ FAMILIES = {
     "qwen3": (keras_hub.models.Qwen3Backbone, dict(LLAMA, head_dim=6, sliding_window_size=None)),
 }
 EVERY_PART = ("gemma", "gemma2", "gemma3", "gpt2", "llama3")  # Every part that a layer of any family has.
-# For what is no property of the specification: jax and tensorflow compile each model for seconds.
-TRIED = tuple(FAMILIES) if keras.config.backend() == "torch" else EVERY_PART
 # Options that make a `FAMDecoderBlock` like a layer of that family.
 GEMMA2_LIKE = dict(
     use_post_attention_norm=True,
