@@ -293,6 +293,12 @@ def test_unknown_names_are_refused_by_compile():
         language_model("no_such_loss", weighted_metrics=[])
 
 
+def test_a_loss_may_come_in_a_list():
+    losses = [keras.losses.SparseCategoricalCrossentropy(from_logits=True)]
+    alone, listed = (trained(language_model(loss, weighted_metrics=[])) for loss in (losses[0], losses))
+    assert_same(listed, alone)
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="tensorflow alone keeps gradients for ever")
 def test_a_trained_model_is_let_go():
     lm = keras_fam.FAMCausalLM(fam_backbone("gpt2"))

@@ -13,7 +13,7 @@ import keras_fam
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "remember"))
 import probes  # noqa: E402  (its folder is added above)
-import texts  # noqa: E402
+import texts  # noqa: E402  (the same)
 
 START, LENGTH = 1, 512
 STAGE = {"restart": 0.3, "sentences": 3, "restate": 0.5, "noise": 1.0}

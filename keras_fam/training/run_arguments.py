@@ -1,6 +1,6 @@
 """What `compile`, `fit`, `evaluate` and `predict` take beside data: checked before anything is read or computed."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
@@ -59,8 +59,8 @@ def _check_class_weight(name, value):
 
 
 def _check_validation_freq(name, value):
-    many = isinstance(value, Iterable) and not isinstance(value, (str, bytes, dict))
-    if many and not list(value):
+    many = isinstance(value, Collection) and not isinstance(value, (str, bytes, dict))
+    if many and not len(value):
         _refuse(name, value, "an integer, or a collection of the epochs")
     for epoch in value if many else [value]:
         check_integer(name, epoch, 1)
@@ -88,11 +88,21 @@ def _known(get: Callable, expected: str, named: tuple = (None,), containers: tup
     return check
 
 
+_LOSS = "a loss of Keras, or the name of one"
 _METRICS = "metrics of Keras, or their names"
 _NAMED = ("accuracy", "acc", "perplexity", None)  # Of no function of Keras: what they are depends on the targets.
+_known_loss = _known(keras.losses.get, _LOSS, ("auto", "chunked_crossentropy", None), (list, tuple, dict))
+
+
+def _check_loss(name, value):
+    if isinstance(value, (list, tuple, dict)) and not value:
+        _refuse(name, value, _LOSS)
+    _known_loss(name, value)
+
+
 _CHECKS = {
     "optimizer": _known(keras.optimizers.get, "a Keras optimizer, or the name of one", ("auto", None)),
-    "loss": _known(keras.losses.get, "a loss of Keras, or the name of one", ("auto", "chunked_crossentropy", None)),
+    "loss": _check_loss,
     "metrics": _known(keras.metrics.get, _METRICS, _NAMED, (list, tuple, dict)),
     "weighted_metrics": _known(keras.metrics.get, _METRICS, ("auto", *_NAMED), (list, tuple, dict)),
     "sampler": _known(keras_hub.samplers.get, "a KerasHub sampler, or the name of one", ()),

@@ -20,9 +20,10 @@ def check_lesson(lm: Any, names: tuple[str, ...], x: Data, y: Data = None, sampl
     Args:
         lm: `keras_fam.FAMCausalLM`.
         names: what messages call the three, or `x` alone, where no more is learned.
-        x: what is read; token ids, with all that belongs to them, if it is a dict.
-        y: targets, or None.
-        sample_weight: weights, or None.
+        x: what is read: a dict of `"token_ids"`, int `[batch, length]`, and `"padding_mask"`, 0 and 1 of that shape; or
+            texts, or a dataset.
+        y: int `[batch, length]` or `[batch, length, 1]`, targets; None where the loss needs none.
+        sample_weight: `[batch, length]`, `[batch, length, 1]`, `[batch]` or `[batch, 1]`, finite; or None.
     """
     check_kind(names[0], x)
     if not isinstance(x, dict):
