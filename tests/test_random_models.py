@@ -2,16 +2,18 @@
 
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import pytest
 from helpers.models import FAMILIES, VOCABULARY, fam_backbone, forward, inputs, numpy, reference, token_ids
+from helpers.training import train_forward
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from keras import ops, tree
 
 import keras_fam
 
-TOLERANCE = 2e-4  # Of the largest value: soft caps before norms lose that much in float32.
+# Of the largest value: soft caps before norms lose that much.
+TOLERANCE = {"float32": 2e-4, "float16": 0.05, "bfloat16": 0.3}
 
 
 class Case(NamedTuple):
@@ -24,6 +26,7 @@ class Case(NamedTuple):
     ids: np.ndarray
     mask: np.ndarray
     cuts: tuple
+    dtype: str
     seed: int
 
 
@@ -47,6 +50,7 @@ def cases(draw):
         ids=token_ids(batch, length, seed=draw(st.integers(0, 99))),
         mask=mask,
         cuts=tuple(sorted(draw(st.sets(st.integers(1, length - 1), max_size=4)))),
+        dtype=draw(st.sampled_from(["float32", "float32", "float16", "bfloat16"])),
         seed=draw(st.integers(0, 99)),
     )
 
@@ -61,31 +65,39 @@ def paddings(draw, length):
     return masks[kind].astype("int32")
 
 
-def backbone_of(case):
-    stock = {"num_layers": case.layers}
+def backbone_of(case, **options):
+    stock = {"num_layers": case.layers, "dropout": 0.0, "dtype": case.dtype}
     if case.family == "gpt2":
         stock["max_sequence_length"] = 2 * (case.memory_segments + 1) * case.block_size
     sizes = case.block_size, case.memory_segments, case.fam_length
-    return fam_backbone(case.family, *sizes, seed=case.seed, stock=stock, **case.options)
+    return fam_backbone(case.family, *sizes, seed=case.seed, stock=stock, **case.options, **options)
 
 
-def close(made, expected, mask=None):
-    made, expected = (x if mask is None else x[mask > 0] for x in (made, expected))
+def close(made, expected, dtype, mask=None):
+    made, expected = (x.astype("float64") if mask is None else x.astype("float64")[mask > 0] for x in (made, expected))
     if expected.size:
-        np.testing.assert_allclose(made, expected, rtol=0, atol=TOLERANCE * max(1.0, np.abs(expected).max()))
+        tolerance = TOLERANCE[dtype] * max(1.0, np.abs(expected).max())
+        np.testing.assert_allclose(made, expected, rtol=0, atol=tolerance)
 
 
 def rows_of(state, rows):
-    rows = keras.ops.convert_to_tensor(rows)
-    return keras.tree.map_structure(lambda x: keras.ops.take(x, rows, axis=0), state)
+    rows = ops.convert_to_tensor(rows)
+    return tree.map_structure(lambda x: ops.take(x, rows, axis=0), state)
 
 
 def streamed(backbone, case, path):
-    """In chunks; after each the state goes through a file, and its rows change places."""
+    """In chunks: after each the state goes through a file, and its rows change places. The last is read row by row."""
     state, parts = backbone.initial_state(len(case.ids)), []
     order = np.arange(len(case.ids))
     for first, last in zip((0, *case.cuts), (*case.cuts, case.ids.shape[1])):
-        hidden, state = backbone.stream(inputs(case.ids[order, first:last], case.mask[order, first:last]), state)
+        if last < case.ids.shape[1]:
+            hidden, state = backbone.stream(inputs(case.ids[order, first:last], case.mask[order, first:last]), state)
+        else:
+            alone = [
+                backbone.stream(inputs(case.ids[[row], first:], case.mask[[row], first:]), rows_of(state, [place]))
+                for place, row in enumerate(order)
+            ]
+            hidden, state = tree.map_structure(lambda *rows: ops.concatenate(rows, axis=0), *alone)
         parts.append(numpy(hidden)[np.argsort(order)])
         keras_fam.save_state(path, state)
         turn = np.random.default_rng(first).permutation(len(order))
@@ -94,25 +106,38 @@ def streamed(backbone, case, path):
     return np.concatenate(parts, axis=1), [numpy(layer.fam)[back] for layer in state.layers]
 
 
+def carried(case):
+    """In steps of training of whole blocks, each of which goes on from the one before."""
+    backbone = backbone_of(case, stateful_batch_size=len(case.ids))
+    blocks = case.ids.shape[1] // case.block_size
+    cuts = sorted({0, *(cut // case.block_size for cut in case.cuts), blocks})
+    spans = [slice(first * case.block_size, last * case.block_size) for first, last in zip(cuts, cuts[1:])]
+    starts = [[span.start == 0] * len(case.ids) for span in spans]
+    return [train_forward(backbone, case.ids[:, span], start, case.mask[:, span]) for span, start in zip(spans, starts)]
+
+
 def holds(case, folder):
     backbone = backbone_of(case)
     whole = forward(backbone, case.ids, case.mask)
     # The reference, in float64, and any split of the text.
     expected, fams = reference(backbone, case.ids, case.mask)
-    close(whole, expected, case.mask)
+    close(whole, expected, case.dtype, case.mask)
     made, states = streamed(backbone, case, folder / "state.npz")
-    close(made, whole, case.mask)
+    close(made, whole, case.dtype, case.mask)
     for state, fam in zip(states, fams if case.fam_length else []):
-        close(state, fam)
-    # Nothing looks ahead, at padding, or at another row.
+        close(state, fam, case.dtype)
+    if steps := carried(case):
+        made = np.concatenate(steps, axis=1)
+        close(made, whole[:, : made.shape[1]], case.dtype, case.mask[:, : made.shape[1]])
+    # Nothing looks ahead, at padding, or at another row: the same operations, whatever they round to.
     rng, length = np.random.default_rng(case.seed), case.ids.shape[1]
     others = rng.integers(0, VOCABULARY, case.ids.shape).astype("int32")
     middle = length // 2
     ahead = np.where(np.arange(length)[None] < middle, case.ids, others)
-    close(forward(backbone, ahead, case.mask)[:, :middle], whole[:, :middle], case.mask[:, :middle])
-    close(forward(backbone, np.where(case.mask > 0, case.ids, others), case.mask), whole, case.mask)
+    close(forward(backbone, ahead, case.mask)[:, :middle], whole[:, :middle], "float32", case.mask[:, :middle])
+    close(forward(backbone, np.where(case.mask > 0, case.ids, others), case.mask), whole, "float32", case.mask)
     others[0] = case.ids[0]
-    close(forward(backbone, others, case.mask)[:1], whole[:1], case.mask[:1])
+    close(forward(backbone, others, case.mask)[:1], whole[:1], "float32", case.mask[:1])
 
 
 SETTINGS = dict(deadline=None, database=None, suppress_health_check=list(HealthCheck))

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from helpers.models import fam_backbone, inputs, numpy, token_ids
+from helpers.training import train_forward
 from keras import ops
 
 import keras_fam
@@ -12,36 +13,19 @@ BACKEND = keras.config.backend()
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def train_forward(model, ids, starts, mask=None):
-    """The model's output in training, its state kept; one compiled call on jax."""
-    x = {**inputs(ids, mask), "document_start": np.asarray(starts, "int32")}
-    if BACKEND != "jax":
-        return numpy(model(x, training=True))
-    import jax
-
-    @jax.jit
-    def call(trainable, others, x):
-        return model.stateless_call(trainable, others, x, training=True)
-
-    values = [[v.value for v in vs] for vs in (model.trainable_variables, model.non_trainable_variables)]
-    outputs, others = call(*values, x)
-    for variable, value in zip(model.non_trainable_variables, others):
-        variable.assign(value)
-    return np.asarray(outputs)
-
-
 def stateful(family, rows=2, **options):
     return fam_backbone(family, stateful_batch_size=rows, stock={"dropout": 0.0}, **options)
 
 
-# family, memory segments, FAM vectors: every pair for gemma; for the others, where they differ from it.
-SIZES = [("gemma", m, n) for m in (0, 1, 2) for n in (0, 3)]
-SIZES += [(family, m, n) for family in ("gemma2", "gpt2") for m, n in ((0, 3), (1, 0), (1, 3), (2, 3))]
+# family, memory segments, FAM vectors, sink: every pair for gemma; for the others, where they differ from it.
+SIZES = [("gemma", m, n, None) for m in (0, 1, 2) for n in (0, 3)] + [("gemma", 2, 0, 3), ("gemma", 1, 3, 3)]
+SIZES += [(family, m, n, None) for family in ("gemma2", "gpt2") for m, n in ((0, 3), (1, 0), (1, 3), (2, 3))]
+SIZES += [("gemma2", 2, 3, 3), ("gpt2", 2, 3, 3)]
 
 
-@pytest.mark.parametrize("family, memory_segments, fam_length", SIZES)
-def test_steps_of_parts_of_a_text_are_one_pass_over_the_whole(family, memory_segments, fam_length):
-    options = dict(memory_segments=memory_segments, fam_length=fam_length)
+@pytest.mark.parametrize("family, memory_segments, fam_length, sink_token_id", SIZES)
+def test_steps_of_parts_of_a_text_are_one_pass_over_the_whole(family, memory_segments, fam_length, sink_token_id):
+    options = dict(memory_segments=memory_segments, fam_length=fam_length, sink_token_id=sink_token_id)
     ids = token_ids(2, 40)
     mask = np.ones_like(ids)
     mask[1, 5:14] = 0  # a whole block of padding and parts of two others
@@ -53,9 +37,10 @@ def test_steps_of_parts_of_a_text_are_one_pass_over_the_whole(family, memory_seg
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("sink_token_id", [None, 3])
 @pytest.mark.parametrize("family", ["gemma", "gpt2"])
-def test_the_whole_is_what_the_model_computes_outside_training(family):
-    model = stateful(family)
+def test_the_whole_is_what_the_model_computes_outside_training(family, sink_token_id):
+    model = stateful(family, memory_segments=2, sink_token_id=sink_token_id)
     ids = token_ids(2, 24)
     trained = train_forward(model, ids, [1, 1])
     np.testing.assert_allclose(trained, np.asarray(model.predict_on_batch(inputs(ids))), rtol=1e-5, atol=1e-5)

@@ -68,10 +68,10 @@ def attend_sequence(
     seen, fam = None, None
     if beginning.fam is not None:
         key, value, valid = (None if x is None else x[:, past:] for x in keys[:3])
-        text = Text(key, value, valid, rotations, length)
+        text = Text(key, value, valid, rotations, length, past)
         seen, fam = _feedback_loop(core, text, beginning, update_seeds, passes_on)
     elif beginning.sink is not None:
-        seen = _sinks(core, beginning.sink, ops.shape(query))
+        seen = _sinks(core, beginning.sink, ops.shape(query), past)
     attended = merge_blocks(attend_blocks(core, query, keys, seen, seeds), length)
     return parts.project_output(attended), Passed(fam, *last_segments) if passes_on else None
 
@@ -85,6 +85,7 @@ class Text(NamedTuple):
         valid: bool `[b, n, B]`, or None.
         rotations: `Rotation` of `[n + 1, B, c / 2]`, of the block before the text and of all blocks; or None.
         length: int or scalar tensor, tokens.
+        past: int, blocks of memory segments before the text, from which on its places count.
     """
 
     key: Tensor
@@ -92,6 +93,7 @@ class Text(NamedTuple):
     valid: Tensor | None
     rotations: Rotation | None
     length: int | Tensor
+    past: int
 
 
 def _feedback_loop(core, text, beginning, seeds, passes_on):
@@ -105,7 +107,7 @@ def _feedback_loop(core, text, beginning, seeds, passes_on):
     sink, sink_rotations = None, None
     if beginning.sink is not None:
         sink = project_sink(core, beginning.sink)
-        sink_rotations = parts.block_rotations(size, blocks + 1, ops.arange(-length - 1, -length))
+        sink_rotations = _sink_rotations(core, -length - 1, text.past, blocks + 1)
 
     def project(vectors, started, rotation, sink_rotation):
         own_sink = None if sink is None else sink._replace(key=turn(sink.key, sink_rotation))
@@ -149,10 +151,16 @@ def project_sink(core: Core, sink: Tensor) -> Sink:
     return Sink(*core.parts.project_key_value(core.parts.normalize(sink)))
 
 
-def _sinks(core, sink, shape):
+def _sink_rotations(core, place, past, blocks):
+    """The sink's turns, on this place of each of the text's `blocks` and of the one before them; or None."""
+    turns = core.parts.block_rotations(core.options.block_size, past + blocks, ops.arange(place, place + 1))
+    return None if turns is None else turns.at(slice(past, None))
+
+
+def _sinks(core, sink, shape, past):
     """`Seen` of a sink without FAM; `shape` is that of the queries, `[b, n, B, h, c]`."""
     (batch, blocks), sink = shape[:2], project_sink(core, sink)
-    turns = core.parts.block_rotations(core.options.block_size, blocks, ops.arange(-1, 0))
+    turns = _sink_rotations(core, -1, past, blocks)
     key = turn(sink.key, None if turns is None else turns.at(slice(1, None)))
     heads = (core.parts.num_key_value_heads, core.parts.head_dim)
     key, value = (ops.broadcast_to(x[None], (batch, blocks, 1, *heads)) for x in (key, sink.value))

@@ -12,6 +12,24 @@ STEPS, ROWS = 3, 8
 STARTS = np.array([[1] * 8, [0, 1, 0, 0, 1, 0, 0, 1], [1, 0, 0, 1, 0, 0, 0, 0]], "int32")
 
 
+def train_forward(model, ids, starts, mask=None):
+    """The model's output in training, its state kept; one compiled call on jax."""
+    x = {**inputs(ids, mask), "document_start": np.asarray(starts, "int32")}
+    if keras.config.backend() != "jax":
+        return numpy(model(x, training=True))
+    import jax
+
+    @jax.jit
+    def call(trainable, others, x):
+        return model.stateless_call(trainable, others, x, training=True)
+
+    values = [[v.value for v in vs] for vs in (model.trainable_variables, model.non_trainable_variables)]
+    outputs, others = call(*values, x)
+    for variable, value in zip(model.non_trainable_variables, others):
+        variable.assign(value)
+    return np.asarray(outputs)
+
+
 def language_model(family, rows, lora):
     """A model whose steps go on from each other, without dropout; `lora` with random values in every LoRA kernel."""
     stock = {"dropout": 0.0, "num_layers": 1}
