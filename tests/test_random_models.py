@@ -140,6 +140,45 @@ def holds(case, folder):
     close(forward(backbone, others, case.mask)[:1], whole[:1], "float32", case.mask[:1])
 
 
+def holds_in_use(case, folder):
+    """What a language model says is what its logits say, however it is asked, also when it comes from a preset."""
+    backbone = backbone_of(case._replace(dtype="float32"))
+    lm = keras_fam.FAMCausalLM(backbone)
+    lm.compile(sampler="greedy")
+    logits = logits_of(lm, case.ids, np.ones_like(case.mask))
+    losses = -np.take_along_axis(log_softmax(logits)[:, :-1], case.ids[:, 1:, None], axis=2)
+    found = lm.perplexity([row.tolist() for row in case.ids], verbose=0)
+    np.testing.assert_allclose(found.nats, losses.mean(), atol=1e-3)
+    found = lm.evaluate(inputs(case.ids[:, :-1]), case.ids[:, 1:], batch_size=len(case.ids), verbose=0)
+    np.testing.assert_allclose(tree.flatten(found)[0], losses.mean(), atol=1e-3)
+    # Each new token is the likeliest, if by more than rounding, in one masked call on the finished text.
+    rows = case.mask.any(axis=1)
+    if rows.any():
+        prompts = inputs(case.ids[rows], case.mask[rows])
+        finished = lm.generate(prompts, max_new_tokens=3, stop_token_ids=None)
+        ids, mask = (finished[name].astype("int32") for name in ("token_ids", "padding_mask"))
+        logits = logits_of(lm, ids, mask)[:, :-1]
+        first, second = np.moveaxis(np.sort(logits, axis=2)[..., :-3:-1], 2, 0)
+        sure = first - second > 1e-3
+        ends = case.ids.shape[1] - np.argmax(case.mask[rows][:, ::-1], axis=1)
+        made = (np.arange(1, ids.shape[1]) >= ends[:, None]) & (mask[:, 1:] > 0)
+        assert (made.sum(axis=1) == 3).all()
+        np.testing.assert_array_equal(ids[:, 1:][made & sure], logits.argmax(axis=2)[made & sure])
+    backbone.save_to_preset(folder / "preset")
+    loaded = keras_fam.FAMBackbone.from_preset(str(folder / "preset"))
+    assert loaded.options == backbone.options
+    np.testing.assert_array_equal(forward(loaded, case.ids, case.mask), forward(backbone, case.ids, case.mask))
+
+
+def logits_of(lm, ids, mask):
+    return numpy(lm.backbone.logits(ops.convert_to_tensor(forward(lm.backbone, ids, mask)))).astype("float64")
+
+
+def log_softmax(logits):
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
 SETTINGS = dict(deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
@@ -154,3 +193,10 @@ def test_a_few_models(case, tmp_path_factory):
 @given(case=cases())
 def test_many_models(case, tmp_path_factory):
     holds(case, tmp_path_factory.mktemp("case"))
+
+
+@pytest.mark.slow
+@settings(max_examples=60, **SETTINGS)
+@given(case=cases())
+def test_many_models_in_use(case, tmp_path_factory):
+    holds_in_use(case, tmp_path_factory.mktemp("case"))
