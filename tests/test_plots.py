@@ -45,27 +45,33 @@ def test_attention_map_rows(family, fam_length):
         assert update[:, start : start + fam_length + size].all() and update.sum() == fam_length * (fam_length + size)
 
 
+@pytest.mark.parametrize("sink_token_id", [None, 3])
 @pytest.mark.parametrize("family", ["gemma", "gpt2"])
-def test_attention_map_is_what_the_layer_does(family):
-    """The weights, times values, through the output projection, are the layer's own attention."""
-    backbone = fam_backbone(family, stock={"dropout": 0.0})
-    ids = token_ids(1, 12)
+def test_attention_map_is_what_the_layer_does(family, sink_token_id):
+    """The weights, times values, through the output projection, are the layer's own attention, block after block."""
+    backbone = fam_backbone(family, sink_token_id=sink_token_id, stock={"dropout": 0.0, "num_layers": 1})
+    blocks, size, fam_length = 3, backbone.block_size, backbone.fam_length
+    ids, sinks = token_ids(1, blocks * size), int(sink_token_id is not None)
     layer = backbone.transformer_layers[0]
-    parts = layer.parts
-    hidden = backbone.family.embed(ops.convert_to_tensor(ids), ops.arange(12)[None])
-    x, fam = parts.normalize(hidden), backbone.family.scale(backbone.fam_prompt(None))
-    expected, _ = attend_sequence(layer.core, hidden, Beginning(fam))
-    # Block 0 reads the prompt and itself: the prompt's values are known without running FAM.
-    heads = parts.num_query_heads
-    value = numpy(parts.project_key_value(x)[1])[0, :4]
-    fam_value = numpy(parts.project_key_value(parts.normalize(fam))[1])[0]
-    values = np.concatenate([fam_value, value])
-    attended = np.zeros((4, heads, values.shape[-1]))
-    for head in range(heads):
-        weights, _ = attention_map(backbone, ids, 0, head)
-        attended[:, head] = weights[3:7, :7] @ values[:, head * values.shape[1] // heads]
-    made = parts.output(ops.convert_to_tensor(attended[None], "float32"))
-    np.testing.assert_allclose(numpy(made)[0], numpy(expected)[0, :4], rtol=1e-4, atol=1e-5)
+    parts, start = layer.parts, backbone.start_of_memory()
+    hidden = backbone.family.embed(ops.convert_to_tensor(ids), ops.arange(ids.shape[1])[None])
+    expected, _ = attend_sequence(layer.core, hidden, Beginning(start["fam"], sink=start.get("sink")))
+    weights = [attention_map(backbone, ids, 0, head)[0] for head in range(parts.num_query_heads)]
+    value = numpy(parts.project_key_value(parts.normalize(hidden))[1])[0]
+    for tau in range(blocks):
+        # The values of FAM that the block sees, the sink's before them, are in the state of a stream that came here.
+        state = backbone.initial_state(1)
+        state = backbone.stream(ids[:, : tau * size], state)[1] if tau else state
+        own = sinks + fam_length + tau * (size + fam_length)
+        seen = np.zeros((len(weights[0]), *value.shape[1:]))
+        seen[np.r_[0:sinks, own - fam_length : own]] = numpy(state.layers[0].fam_value)[0]
+        for past in range(max(0, tau - backbone.memory_segments), tau + 1):
+            first = sinks + fam_length + past * (size + fam_length)
+            seen[first : first + size] = value[past * size : (past + 1) * size]
+        seen = np.repeat(seen, parts.num_query_heads // parts.num_key_value_heads, axis=1)
+        attended = [weights[head][own : own + size] @ seen[:, head] for head in range(parts.num_query_heads)]
+        made = numpy(parts.output(ops.convert_to_tensor(np.stack(attended, axis=1)[None], "float32")))[0]
+        np.testing.assert_allclose(made, numpy(expected)[0, tau * size : (tau + 1) * size], rtol=1e-4, atol=1e-5)
 
 
 def test_plot_attention_marks_fam():

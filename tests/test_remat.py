@@ -25,7 +25,8 @@ def fit_weights(family, mode, steps=3, length=18, **options):
     return history.history["loss"], [numpy(v) for v in lm.weights]
 
 
-OPTIONS = dict(random_state_passing=0.5, stock={"dropout": 0.3})
+MEMORY = dict(sink_token_id=3, memory_gate=0.0, memory_span=4.0, stock={"dropout": 0.3})
+OPTIONS = dict(random_state_passing=0.5, **MEMORY)
 
 
 @pytest.fixture(scope="module", params=["gemma2", "gpt2"])
@@ -52,7 +53,7 @@ def test_training_is_the_same_with_and_without(plain, mode):
 
 
 def test_stateful_training_is_the_same_with_and_without():
-    options = dict(stateful_batch_size=2, length=16, stock={"dropout": 0.3})
+    options = dict(stateful_batch_size=2, length=16, **MEMORY)
     _, weights = fit_weights("gpt2", dict(mode="full"), **options)
     _, plain_weights = fit_weights("gpt2", dict(mode=None), **options)
     for value, plain in zip(weights, plain_weights):
