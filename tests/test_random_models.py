@@ -107,10 +107,10 @@ def streamed(backbone, case, path):
 
 
 def carried(case):
-    """In steps of training of whole blocks, each of which goes on from the one before."""
+    """In two steps of training of whole blocks, the second of which goes on from the first."""
     backbone = backbone_of(case, stateful_batch_size=len(case.ids))
     blocks = case.ids.shape[1] // case.block_size
-    cuts = sorted({0, *(cut // case.block_size for cut in case.cuts), blocks})
+    cuts = sorted({0, *(cut // case.block_size for cut in case.cuts[-1:]), blocks})
     spans = [slice(first * case.block_size, last * case.block_size) for first, last in zip(cuts, cuts[1:])]
     starts = [[span.start == 0] * len(case.ids) for span in spans]
     return [train_forward(backbone, case.ids[:, span], start, case.mask[:, span]) for span, start in zip(spans, starts)]
@@ -162,7 +162,7 @@ def holds_in_use(case, folder):
         sure = first - second > 1e-3
         ends = case.ids.shape[1] - np.argmax(case.mask[rows][:, ::-1], axis=1)
         made = (np.arange(1, ids.shape[1]) >= ends[:, None]) & (mask[:, 1:] > 0)
-        assert (made.sum(axis=1) == 3).all()
+        np.testing.assert_array_equal(made.sum(axis=1), ends.max() + 3 - ends)  # All rows are as long in the end.
         np.testing.assert_array_equal(ids[:, 1:][made & sure], logits.argmax(axis=2)[made & sure])
     backbone.save_to_preset(folder / "preset")
     loaded = keras_fam.FAMBackbone.from_preset(str(folder / "preset"))
