@@ -21,7 +21,7 @@ questions in whose answers random digits are read, so that no text repeats its k
 - `--training rewritten`: a row of a batch goes on from its own state from step to step in every lesson. It restarts
   with a new key with some probability, and else states a new key in one of the step's blocks with another (`--restart`
   and `--restate` for the last lesson). Random digits are read in answers as soon as keys are restated. The learning
-  rate falls in the last lesson alone.
+  rate falls in the last lesson alone. `--disturb 0.4` adds noise to what rows carry in it: see `DisturbedMemory`.
 - `--training carried`: no key is stated anew, and only the last lesson goes on from step to step. `ShorterMemory` lets
   the memory of `fam_sum` age faster than it reads. The learning rate falls from the first step on.
 - `--training fresh`: every row of every step starts anew; give it `--blocks 18`, as in the paper.
@@ -62,10 +62,10 @@ QUICK = dict(
     distances=[2, 8],
     ages=[1],
 )
-STATED = dict(  # what `--training` sets, if nothing else is said: shares of rows of the last lesson, and steps
-    rewritten=dict(restart=[0.05, 0.02], restate=[0.5, 0.3, 0.15], steps=8000),
-    carried=dict(restart=[0.5, 0.2], restate=[0.0], steps=1600),
-    fresh=dict(restart=[1.0], restate=[0.0], steps=1000),
+STATED = dict(  # what `--training` sets, if nothing else is said: shares of rows of the last lesson, noise, and steps
+    rewritten=dict(restart=[0.05, 0.02], restate=[0.5, 0.3, 0.15], disturb=0.0, steps=8000),
+    carried=dict(restart=[0.5, 0.2], restate=[0.0], disturb=0.0, steps=1600),
+    fresh=dict(restart=[1.0], restate=[0.0], disturb=0.0, steps=1000),
 )
 EVALUATION = ("lengths", "distances", "ages", "keys", "use_span")
 
@@ -84,6 +84,7 @@ def parse():
     add("--restart", type=float, nargs="+", help="shares of rows that begin a new text at a step, last lesson")
     add("--restate", type=float, nargs="+", help="shares of the other rows that state a new key, last lesson")
     add("--shorten", type=float, default=4.0, help="what carried memory of `fam_sum` is divided by before every step")
+    add("--disturb", type=float, help="noise on carried memory before a step, as a share of its length; last lesson")
     add("--batch-size", type=int, default=64)
     add("--learning-rate", type=float, default=3e-3)
     add("--weight-decay", type=float, default=0.004)

@@ -82,6 +82,16 @@ def lessons(options, seed):
         )
 
 
+def change_memory(model, change):
+    """Lets `change` make new values of what FAM holds for the rows that go on, `[batch, fam_length, dim]` a layer."""
+    if hasattr(model, "jax_state_sync"):  # On jax, `fit` keeps the variables' values to itself.
+        model.jax_state_sync()
+    for layer in model.backbone.transformer_layers:
+        for weight in layer.carried_state:
+            if weight.name == "carried_fam":
+                weight.assign(change(weight))
+
+
 class ShorterMemory(keras.callbacks.Callback):
     """Divides the memory that rows carry by a constant before every step: it then ages faster than it reads.
 
@@ -96,12 +106,33 @@ class ShorterMemory(keras.callbacks.Callback):
         self.factor = factor
 
     def on_train_batch_begin(self, batch, logs=None):
-        if hasattr(self.model, "jax_state_sync"):  # On jax, `fit` keeps the variables' values to itself.
-            self.model.jax_state_sync()
-        for layer in self.model.backbone.transformer_layers:
-            for weight in layer.carried_state:
-                if weight.name == "carried_fam":
-                    weight.assign(weight / self.factor)
+        change_memory(self.model, lambda fam: fam / self.factor)
+
+
+class DisturbedMemory(keras.callbacks.Callback):
+    """Adds noise to the memory that rows carry before every step, so that a key must be a state that memory returns to.
+
+    Every row draws how strong its noise is, between 0 and `strength` times the length of each of its vectors. What is
+    written on reading a disturbed F is asked of the weights as if nothing had happened: small errors, which add up
+    over the blocks of a long text, are then mended in each. Steps are as reproducible as without it.
+    """
+
+    def __init__(self, strength, seed):
+        super().__init__()
+        self.strength, self.seed = strength, seed
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        rng = np.random.default_rng([self.seed, self.epoch, batch])
+
+        def disturbed(fam):
+            share = rng.uniform(0, self.strength, (fam.shape[0], 1, 1)) / np.sqrt(fam.shape[-1])
+            noise = keras.ops.convert_to_tensor(share * rng.standard_normal(fam.shape), fam.dtype)
+            return fam + noise * keras.ops.norm(fam, axis=-1, keepdims=True)
+
+        change_memory(self.model, disturbed)
 
 
 class Progress(keras.callbacks.Callback):
@@ -160,6 +191,8 @@ def train(lm, options, seed, folder):
             callbacks.append(lesson_rate(lesson, options, began, last))
         if lm.backbone.fam_length and lm.backbone.memory_span is None and options.shorten != 1:
             callbacks.append(ShorterMemory(options.shorten))
+        if lm.backbone.memory_span is not None and options.disturb and last:
+            callbacks.append(DisturbedMemory(options.disturb, seed))
         lm.fit(
             stream,
             steps_per_epoch=EPOCH,
