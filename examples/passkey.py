@@ -21,7 +21,7 @@ questions in whose answers random digits are read, so that no text repeats its k
 - `--training rewritten`: a row of a batch goes on from its own state from step to step in every lesson. It restarts
   with a new key with some probability, and else states a new key in one of the step's blocks with another (`--restart`
   and `--restate` for the last lesson). Random digits are read in answers as soon as keys are restated. The learning
-  rate falls in the last lesson alone. `--disturb 0.4` adds noise to what rows carry in it: see `DisturbedMemory`.
+  rate falls in the last lesson alone, in which `DisturbedMemory` adds noise to what rows carry (`--disturb`).
 - `--training carried`: no key is stated anew, and only the last lesson goes on from step to step. `ShorterMemory` lets
   the memory of `fam_sum` age faster than it reads. The learning rate falls from the first step on.
 - `--training fresh`: every row of every step starts anew; give it `--blocks 18`, as in the paper.
@@ -63,7 +63,7 @@ QUICK = dict(
     ages=[1],
 )
 STATED = dict(  # what `--training` sets, if nothing else is said: shares of rows of the last lesson, noise, and steps
-    rewritten=dict(restart=[0.05, 0.02], restate=[0.5, 0.3, 0.15], disturb=0.0, steps=8000),
+    rewritten=dict(restart=[0.05, 0.02], restate=[0.5, 0.3, 0.15], disturb=0.4, steps=8000),
     carried=dict(restart=[0.5, 0.2], restate=[0.0], disturb=0.0, steps=1600),
     fresh=dict(restart=[1.0], restate=[0.0], disturb=0.0, steps=1000),
 )
