@@ -82,7 +82,7 @@ def read_folder(path, load, attempts=5):
         before = _identity(path)
         try:
             result = load()
-        except Exception:
+        except Exception:  # Of files that went away, or of no one kind: half of the one folder, half of the other.
             if _identity(path) == before:
                 raise
         else:

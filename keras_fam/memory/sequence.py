@@ -85,7 +85,7 @@ class Text(NamedTuple):
         valid: bool `[b, n, B]`, or None.
         rotations: `Rotation` of `[n + 1, B, c / 2]`, of the block before the text and of all blocks; or None.
         length: int or scalar tensor, tokens.
-        past: int, blocks of memory segments before the text, from which on its places count.
+        past: int, blocks that memory segments hold before the text: its own begin on place `past * B`.
     """
 
     key: Tensor
@@ -152,7 +152,7 @@ def project_sink(core: Core, sink: Tensor) -> Sink:
 
 
 def _sink_rotations(core, place, past, blocks):
-    """The sink's turns, on this place of each of the text's `blocks` and of the one before them; or None."""
+    """The sink's turns at a place of all blocks of a text and of the one before: `[blocks + 1, 1, c / 2]`, or None."""
     turns = core.parts.block_rotations(core.options.block_size, past + blocks, ops.arange(place, place + 1))
     return None if turns is None else turns.at(slice(past, None))
 

@@ -1,0 +1,63 @@
+"""What `examples/passkey_training.py` does to the memory that rows carry reaches the next step of `fit`."""
+
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from helpers.models import fam_backbone, numpy
+
+import keras_fam
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+import passkey_training  # noqa: E402  (its folder is added above)
+
+TASK = keras_fam.data.PassKeyTask(block_size=8, key_length=2, filler_length=6)
+CALLBACKS = {
+    "shorter": lambda: passkey_training.ShorterMemory(4.0),
+    "disturbed": lambda: passkey_training.DisturbedMemory(0.4, seed=0),
+}
+
+
+def language_model():
+    stock = {"num_layers": 1, "vocabulary_size": TASK.vocabulary_size}
+    lm = keras_fam.FAMCausalLM(fam_backbone("gemma", block_size=8, stateful_batch_size=2, stock=stock))
+    lm.compile(keras.optimizers.SGD(0.0), jit_compile=keras.config.backend() == "jax")
+    return lm
+
+
+def carried_fam(lm):
+    return numpy(lm.backbone.transformer_layers[0].carried_state[0])
+
+
+def step_by_step(stream, callback=None):
+    """Two steps by hand, `callback` before the second; what FAM held before it, after the callback, and in the end."""
+    lm = language_model()
+    lm.train_on_batch(*stream[0])
+    held = [carried_fam(lm)]
+    if callback is not None:
+        callback.set_model(lm)
+        callback.on_epoch_begin(0)
+        callback.on_train_batch_begin(1)
+    held.append(carried_fam(lm))
+    lm.train_on_batch(*stream[1])
+    return [*held, carried_fam(lm)]
+
+
+@pytest.mark.parametrize("kind", CALLBACKS)
+def test_fit_goes_on_from_changed_memory(kind):
+    stream = TASK.stream(2, 2, 0.0, seed=0)
+    before, after, end = step_by_step(stream, CALLBACKS[kind]())
+    *_, untouched = step_by_step(stream)
+    lengths, moved = (np.linalg.norm(x, axis=-1) for x in (before, after - before))
+    if kind == "shorter":
+        np.testing.assert_allclose(after, before / 4, rtol=1e-6)
+    else:
+        share = moved / lengths
+        assert 0 < share.min() and share.max() < 2 * 0.4  # A row's noise is 0.4 of the length at most, on average.
+        assert share.mean(axis=1).std() > 0.01  # Rows differ in it.
+    assert np.abs(end - untouched).max() > 1e-2
+    lm = language_model()
+    lm.fit(stream, steps_per_epoch=2, shuffle=False, verbose=0, callbacks=[CALLBACKS[kind]()])
+    np.testing.assert_allclose(carried_fam(lm), end, rtol=1e-4, atol=1e-5 * np.abs(end).max())
