@@ -136,9 +136,9 @@ def batches(arrays, key_rows, text_rows, length, text_weight, seed, stage):
         length: int, tokens of a row.
         text_weight: float, what a token of texts weighs; a token of an answer weighs 1.
         seed: int.
-        stage: dict that may change between batches: `restart`, the share of rows that begin a new PassKey text;
-            `sentences` of filler in the mean between two questions; `restate`, the share of these that are statements;
-            `noise`, the share of answers that are read with random digits.
+        stage: dict that may change between batches: `restart` and `text_restart`, the shares of rows of each kind that
+            begin a new text; `sentences` of filler in the mean between two questions; `restate`, the share of these
+            that are statements; `noise`, the share of answers that are read with random digits.
 
     Yields:
         `(inputs, targets, weights)`, inputs a dict of `"token_ids"` and `"padding_mask"`, int `[rows, length]`, and
@@ -156,7 +156,7 @@ def batches(arrays, key_rows, text_rows, length, text_weight, seed, stage):
         inputs = {"token_ids": token_ids, "padding_mask": np.ones_like(token_ids), "document_start": starts}
         yield inputs, said[:, 1:].astype("int32"), counts[:, 1:] * row_weights
         starts = (rng.random(len(rows)) < stage["restart"]).astype("int32")
-        starts[key_rows:] = rng.random(text_rows) < 0.05
+        starts[key_rows:] = rng.random(text_rows) < stage["text_restart"]
         for row, new in zip(rows, starts):
             if new:
                 row.restart()

@@ -3,6 +3,7 @@
     python benchmarks/remember/train.py --tokens tokens.npz --preset FOLDER --name key
     python benchmarks/remember/train.py --tokens tokens.npz --preset FOLDER --name text --key-rows 0 --steps 300 ...
 
+With `--teach K`, rows of text are learned from the frozen model with full attention: its K likeliest tokens a place.
 Writes `NAME.json`, as it goes, and the adapters `NAME.lora.safetensors` to the folder `--out`.
 """
 
@@ -15,6 +16,7 @@ import keras
 import keras_hub
 import numpy as np
 from probes import hold, overwrite, text_losses
+from teacher import SoftCrossentropy, Teacher, taught
 from texts import batches
 
 import keras_fam
@@ -100,6 +102,8 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("remember"))
     parser.add_argument("--key-rows", type=int, default=40)
     parser.add_argument("--text-rows", type=int, default=8)
+    parser.add_argument("--text-restart", type=float, default=0.05, help="share of rows of text that begin anew")
+    parser.add_argument("--teach", type=int, default=0, help="likeliest tokens that the frozen model tells; 0: none")
     parser.add_argument("--text-weight", type=float, default=0.1, help="of a token of text; of a digit it is 1")
     parser.add_argument("--length", type=int, default=384, help="tokens of a row a step")
     parser.add_argument("--block-size", type=int, default=64)
@@ -139,14 +143,18 @@ def main():
         lm.load_lora_weights(options.resume)
     lm.compile(
         optimizer=keras.optimizers.AdamW(options.rate, weight_decay=0.0, beta_2=0.98, global_clipnorm=1.0),
-        loss=keras_fam.ChunkedCrossentropy(piece=options.piece),
+        loss=SoftCrossentropy() if options.teach else keras_fam.ChunkedCrossentropy(piece=options.piece),
+        weighted_metrics=[],
         jit_compile=keras.config.backend() != "torch",
     )
     report("trained_weights", sum(int(np.prod(w.shape)) for w in lm.trainable_weights))
-    stage = dict(LESSONS[options.lessons][0][1])
+    stage = dict(LESSONS[options.lessons][0][1], text_restart=options.text_restart)
     data = batches(
         arrays, options.key_rows, options.text_rows, options.length, options.text_weight, options.seed, stage
     )
+    if options.teach:
+        teacher = Teacher(options.preset, options.length + 1, options.teach, options.dtype)
+        data = taught(data, teacher, int(arrays["start"][0]), options.key_rows, options.block_size)
     if options.steps or options.minutes:
         lm.fit(
             data,
