@@ -1,6 +1,7 @@
 """One backend per run: the one in KERAS_BACKEND."""
 
 import atexit
+import collections
 import gc
 import os
 import tempfile
@@ -62,6 +63,31 @@ def unchanged(lm):
     before = snapshot(lm)
     yield
     assert snapshot(lm) == before
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--share-out", action="store_true", help="of `shared_out` tests, jax and tensorflow run a third each"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Of what no backend has for itself, torch runs every case: it compiles nothing. The others take turns."""
+    mine = {"jax": 0, "tensorflow": 1}.get(keras.config.backend())
+    if mine is None or not config.getoption("--share-out"):
+        return
+    cases = collections.defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("shared_out"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    left_out = {item for same in cases.values() for i, item in enumerate(same) if len(same) > 1 and turn(i) != mine}
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
+
+
+def turn(i):
+    """0, 1 or 2, the sum of the digits to base 3: whatever a case is made of, each value of it has every turn."""
+    return (i + turn(i // 3)) % 3 if i else 0
 
 
 def pytest_report_header():

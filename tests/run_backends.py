@@ -1,4 +1,8 @@
-"""Runs the tests on jax, tensorflow and torch: `python tests/run_backends.py [pytest arguments]`."""
+"""Runs the tests on jax, tensorflow and torch: `python tests/run_backends.py [pytest arguments]`.
+
+jax and tensorflow compile every new model. Of tests that are marked `shared_out`, whose subject is the same on every
+backend, they run a third of the cases each, and torch runs all. `KERAS_BACKEND=jax python -m pytest` runs all on jax.
+"""
 
 import os
 import subprocess
@@ -18,7 +22,7 @@ def main(arguments):
     for backend in BACKENDS:
         environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2", "OMP_NUM_THREADS": "1"}
         running[backend] = subprocess.Popen(
-            [sys.executable, "-m", "pytest", *arguments],
+            [sys.executable, "-m", "pytest", "--share-out", *arguments],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,

@@ -22,6 +22,8 @@ import keras_fam
 import keras_fam.tools
 from keras_fam.data.passkey_stream import PassKeyStream
 
+pytestmark = pytest.mark.shared_out
+
 CALLS = {**MODELS, **LAYERS, **EVALUATION, **DATA}
 LEFT_OUT = {
     "what functions return: `stream`, `evaluate` and others look at it where they are given it": """

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 import keras_fam
 from keras_fam.families import _FAMILIES, backbone_classes
 
+pytestmark = pytest.mark.shared_out
+
 # === State files ===
 
 

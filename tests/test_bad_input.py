@@ -8,6 +8,8 @@ from helpers.refusals import refused
 
 import keras_fam
 
+pytestmark = pytest.mark.shared_out
+
 # === Token ids and masks ===
 
 BAD_TOKENS = {

@@ -13,6 +13,8 @@ from helpers.refusals import refused, snapshot
 import keras_fam
 from keras_fam.training.state_passing import RandomStatePassing
 
+pytestmark = pytest.mark.shared_out
+
 BLOCK = dict(num_query_heads=4, num_key_value_heads=2, head_dim=6, intermediate_dim=12, block_size=4)
 
 # === Options ===

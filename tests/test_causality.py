@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from helpers.models import FAMILIES, VOCABULARY, fam_backbone, forward, token_ids
 
+pytestmark = pytest.mark.shared_out
+
 
 def changed_places(backbone, ids, place):
     other = ids.copy()

@@ -16,6 +16,8 @@ from helpers.samplers import Script
 import keras_fam
 from keras_fam.models.chat import FORMATS, format_of
 
+pytestmark = pytest.mark.shared_out
+
 
 def byte_tokenizer(cls=keras_hub.models.GPT2Tokenizer, special=()):
     """Byte pairs without merges that matter, and special tokens."""

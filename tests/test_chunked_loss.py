@@ -14,6 +14,8 @@ from keras import ops
 import keras_fam
 from keras_fam.training.chunked_loss import chunked_crossentropy
 
+pytestmark = pytest.mark.shared_out
+
 BACKEND = keras.config.backend()
 PLAIN = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight")
 IDS = token_ids(4, 13)
@@ -120,10 +122,10 @@ def test_gradients_in_bfloat16_are_as_near_to_the_truth_as_those_of_all_logits()
         narrow.gradients(narrow.chunked(1)),
     )
     errors = [
-        np.abs(next(iter(gradients.values())).astype("float32") - next(iter(truth[1].values()))).max()
+        np.abs(next(iter(gradients.values())).astype("float32") - next(iter(truth[1].values()))).mean()
         for _, gradients in (chunked, plain)
     ]
-    assert errors[0] < 1.5 * errors[1]
+    assert errors[0] < 1.1 * errors[1]  # of the largest error, one processor rounds another place than the next does
     np.testing.assert_allclose(chunked[0], plain[0], rtol=1e-3)
 
 

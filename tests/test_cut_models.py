@@ -9,6 +9,8 @@ from keras_hub.src.models.llama.llama_rotary_embedding import LlamaRotaryEmbeddi
 
 from keras_fam.layers.decoder_layer import FAMDecoderLayer
 
+pytestmark = pytest.mark.shared_out
+
 OPTIONS = {"all options": dict(sink_token_id=1, memory_gate=0.5, memory_span=2.0), "none": {}}
 
 

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from keras_fam.data import DocumentStream, tokenizing
 from keras_fam.data.tokenizing import read_pieces
 
+pytestmark = pytest.mark.shared_out
+
 
 def words(text):
     """One token a word, with the whitespace in front of it."""

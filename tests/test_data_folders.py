@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from keras_fam.data import DocumentStream
 
+pytestmark = pytest.mark.shared_out
+
 FILES = ["b.txt", "a.txt", "deep/er/c.txt", "deep/a.txt", "deep/notes.md", "z.text", "deep/[1].txt"]
 
 

@@ -8,6 +8,8 @@ from keras import ops
 
 from keras_fam.data import DocumentStream, PassKeyScores, PassKeyTask, pack, passkey_text, repeat_random_segment
 
+pytestmark = pytest.mark.shared_out
+
 TASK = PassKeyTask(16, key_length=2)
 LARGEST = 2**31 - 1
 

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 import keras_fam
 from keras_fam.data import PassKeyBlock, PassKeyScore, PassKeyScores, PassKeyTask
 
+pytestmark = pytest.mark.shared_out
+
 
 def statements(task, row, markers):
     """`(place, name, digits)` of every marker in one row, in order."""

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 import keras_fam
 from keras_fam.data import PassKeyTask
 
+pytestmark = pytest.mark.shared_out
+
 
 def marked(task, row, marker):
     """`(place, digits)` of each of a marker's occurrences in one row; the last may lack its digits."""

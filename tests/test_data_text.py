@@ -16,6 +16,8 @@ import keras_fam
 from keras_fam.data import pack, passkey_text, repeat_random_segment
 from keras_fam.data.passkey_prompts import FILLER, INTRODUCTION, QUESTION
 
+pytestmark = pytest.mark.shared_out
+
 RNG = np.random.default_rng(0)
 
 

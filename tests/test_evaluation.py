@@ -13,6 +13,8 @@ from keras_fam import evaluation
 from keras_fam.evaluation.reading import generate_behind, nats_behind, read_context
 from keras_fam.models import reading
 
+pytestmark = pytest.mark.shared_out
+
 TOLERANCE = dict(rtol=1e-4, atol=1e-4)
 LONG, PLACES = TEXT[0], 48  # Many blocks; all full passes are as long, so that one program is compiled.
 

@@ -11,6 +11,8 @@ from keras import ops
 
 import keras_fam
 
+pytestmark = pytest.mark.shared_out
+
 LENGTH = 11
 
 

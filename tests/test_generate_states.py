@@ -12,6 +12,8 @@ from helpers.samplers import Script
 
 import keras_fam
 
+pytestmark = pytest.mark.shared_out
+
 TOLERANCE = dict(rtol=1e-5, atol=1e-5)
 
 

@@ -8,6 +8,8 @@ from helpers.models import FAMILIES, fam_backbone, forward, token_ids
 
 import keras_fam
 
+pytestmark = pytest.mark.shared_out
+
 LENGTH = 22  # Five block boundaries at block_size 4.
 
 

@@ -12,6 +12,8 @@ from keras_hub.src.models.llama.llama_rotary_embedding import LlamaRotaryEmbeddi
 
 from keras_fam.tools.import_gguf import import_gguf, main
 
+pytestmark = pytest.mark.shared_out
+
 MODELS = {
     "gemma3": gguf_files.gemma3,
     "smollm2": gguf_files.smollm2,

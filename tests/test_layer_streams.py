@@ -7,6 +7,8 @@ from helpers.models import GEMMA2_LIKE, GPT2_LIKE, fam_backbone, forward, numpy,
 
 import keras_fam
 
+pytestmark = pytest.mark.shared_out
+
 TOLERANCE = dict(rtol=1e-5, atol=1e-5)
 LIKE = {
     "gemma2": GEMMA2_LIKE,

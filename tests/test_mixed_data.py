@@ -12,6 +12,8 @@ from helpers.refusals import refused, snapshot
 
 import keras_fam
 
+pytestmark = pytest.mark.shared_out
+
 TEXTS = [*TEXT, TEXT[0]]
 LENGTH = 8
 

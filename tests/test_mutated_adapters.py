@@ -11,6 +11,8 @@ from helpers.refusals import refused, snapshot
 
 from keras_fam.files import adapter_file
 
+pytestmark = pytest.mark.shared_out
+
 OPTIONS = dict(block_size=2, memory_segments=0, fam_length=1, stock={"num_layers": 1})
 KERNEL = "transformer_layer_0/self_attention/query/lora_kernel_a"
 

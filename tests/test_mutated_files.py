@@ -15,6 +15,8 @@ from helpers.refusals import refused
 
 import keras_fam
 
+pytestmark = pytest.mark.shared_out
+
 OPTIONS = dict(block_size=2, memory_segments=0, fam_length=1, stock={"num_layers": 1})
 KINDS = ["state.npz", "state_v1.npz", "weights.lora.safetensors", "weights.lora.h5", "weights_v1.lora.h5"]
 

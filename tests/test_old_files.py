@@ -9,6 +9,8 @@ from helpers.models import inputs, numpy, token_ids
 
 import keras_fam
 
+pytestmark = pytest.mark.shared_out
+
 FIXTURES = os.path.join(os.path.dirname(__file__), "fixtures")
 IDS = token_ids(2, 11) % 40
 

@@ -18,6 +18,8 @@ from keras import ops
 
 import keras_fam
 
+pytestmark = pytest.mark.shared_out
+
 TOLERANCE = dict(rtol=1e-5, atol=1e-5)
 # Gemma 3 divides by the length of every query and key: roundings of vectors that happen to be short weigh more.
 NORMED_TOLERANCE = dict(rtol=1e-5, atol=5e-5)

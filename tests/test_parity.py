@@ -72,6 +72,7 @@ def test_without_fam_the_stock_layers_under_the_dense_block_mask(family, memory_
     np.testing.assert_allclose(forward(backbone, ids), expected, **TOLERANCE)
 
 
+@pytest.mark.shared_out
 @pytest.mark.parametrize("block_size, memory_segments, fam_length", [(4, 0, 2), (3, 2, 3), (6, 3, 6)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reference(family, block_size, memory_segments, fam_length):
@@ -79,6 +80,7 @@ def test_reference(family, block_size, memory_segments, fam_length):
     assert_equals_reference(fam_backbone(family, block_size, memory_segments, fam_length), ids)
 
 
+@pytest.mark.shared_out
 @pytest.mark.parametrize("length", [3, 4, 5, 8])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reference_at_the_edges_of_blocks(family, length):

@@ -12,6 +12,8 @@ from keras_fam.data.tokenizing import read_pieces
 from keras_fam.models import reading
 from keras_fam.plots.loss import loss_by_position
 
+pytestmark = pytest.mark.shared_out
+
 TOLERANCE = dict(rtol=1e-4, atol=1e-4)
 
 

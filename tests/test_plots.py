@@ -12,6 +12,8 @@ from keras_fam.memory.state import Beginning
 from keras_fam.plots.attention import attention_map
 from keras_fam.plots.loss import loss_by_position
 
+pytestmark = pytest.mark.shared_out
+
 
 @pytest.mark.parametrize(
     "family, fam_length",

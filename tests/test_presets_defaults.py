@@ -12,6 +12,8 @@ from helpers.refusals import refused
 import keras_fam
 from keras_fam.models.presets import MEMORY_GATE
 
+pytestmark = pytest.mark.shared_out
+
 SIZES = dict(block_size=4, memory_segments=1, fam_length=3)
 
 

@@ -16,6 +16,8 @@ from keras_fam.families import Family
 from keras_fam.layers import decoder_layer, positions
 from keras_fam.training import carried_state, state_passing
 
+pytestmark = pytest.mark.shared_out
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

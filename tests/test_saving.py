@@ -14,6 +14,8 @@ from keras import ops
 
 import keras_fam
 
+pytestmark = pytest.mark.shared_out
+
 SIZES = dict(block_size=4, memory_segments=1, fam_length=3)
 IDS = token_ids(2, 10) % 40  # inside every tokenizer's vocabulary
 

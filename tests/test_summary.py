@@ -9,6 +9,8 @@ from helpers.refusals import refused
 
 import keras_fam
 
+pytestmark = pytest.mark.shared_out
+
 
 @pytest.mark.parametrize("family", ["gemma2", "gpt2", "llama"])
 def test_bytes_are_those_of_a_state(family):

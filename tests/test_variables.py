@@ -8,6 +8,8 @@ from helpers.models import FAMILIES, fam_backbone, forward, numpy, randomize, st
 
 import keras_fam
 
+pytestmark = pytest.mark.shared_out
+
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_prompt_is_the_only_new_variable(family):
