@@ -72,15 +72,17 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Of what no backend has for itself, torch runs every case: it compiles nothing. The others take turns."""
+    """Of what no backend has for itself, torch runs every case: it compiles nothing. The others run a third each."""
     mine = {"jax": 0, "tensorflow": 1}.get(keras.config.backend())
     if mine is None or not config.getoption("--share-out"):
         return
+    shared = [item for item in items if item.get_closest_marker("shared_out") and not item.get_closest_marker("skipif")]
+    counts = collections.Counter(item.nodeid.partition("[")[0] for item in shared)
     cases = collections.defaultdict(list)
-    for item in items:
-        if item.get_closest_marker("shared_out"):
-            cases[item.nodeid.partition("[")[0]].append(item)
-    left_out = {item for same in cases.values() for i, item in enumerate(same) if len(same) > 1 and turn(i) != mine}
+    for item in shared:
+        test = item.nodeid.partition("[")[0]
+        cases[test if counts[test] > 1 else item.path].append(item)  # Tests of one case take turns in their file.
+    left_out = {item for same in cases.values() for i, item in enumerate(same) if turn(i) != mine}
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
 

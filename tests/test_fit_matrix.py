@@ -10,6 +10,8 @@ from helpers.models import fam_backbone, inputs, numpy, stock_backbone, token_id
 
 import keras_fam
 
+pytestmark = pytest.mark.shared_out
+
 BACKEND = keras.config.backend()
 KINDS = {
     "plain": {},

@@ -13,6 +13,8 @@ import keras_fam
 from keras_fam.layers.positions import LearnedPlaces
 from keras_fam.training.state_passing import RandomStatePassing
 
+pytestmark = pytest.mark.shared_out
+
 BACKEND = keras.config.backend()
 # What `Model.compile` can sensibly be told: jax without it compiles every operation on its own.
 JIT_COMPILE = {"jax": [True], "tensorflow": [False, True], "torch": [False]}[BACKEND]

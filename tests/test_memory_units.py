@@ -17,6 +17,8 @@ from keras_fam.memory.options import MemoryOptions, ModelOptions, position_perio
 from keras_fam.memory.rotary import block_rotations, rotation, turn
 from keras_fam.memory.state import position_after, started_after
 
+pytestmark = pytest.mark.shared_out
+
 # === Loops ===
 
 

@@ -10,6 +10,8 @@ from keras import ops
 
 import keras_fam
 
+pytestmark = pytest.mark.shared_out
+
 IDS = token_ids(2, 20)
 SMALL = {"num_layers": 1}
 

@@ -8,6 +8,8 @@ from helpers.presets import gpt2_preset
 
 import keras_fam
 
+pytestmark = pytest.mark.shared_out
+
 IDS = token_ids(2, 8)
 ONE_LAYER = {"num_layers": 1, "dropout": 0.0}
 

@@ -7,6 +7,8 @@ from helpers.models import fam_backbone, forward, inputs, numpy, token_ids
 
 import keras_fam
 
+pytestmark = pytest.mark.shared_out
+
 IDS = token_ids(8, 8)
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 STOCK = {"dropout": 0.0, "num_layers": 1}

@@ -10,6 +10,8 @@ from keras_fam.memory.core import Core
 from keras_fam.memory.options import MemoryOptions
 from keras_fam.memory.state import StreamState
 
+pytestmark = pytest.mark.shared_out
+
 TOLERANCE = dict(rtol=1e-5, atol=1e-5)
 
 

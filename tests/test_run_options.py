@@ -8,6 +8,8 @@ from helpers.refusals import refused
 
 import keras_fam
 
+pytestmark = pytest.mark.shared_out
+
 IDS = token_ids(2, 8)
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 RUNS = {

@@ -9,6 +9,8 @@ from keras import ops
 
 import keras_fam
 
+pytestmark = pytest.mark.shared_out
+
 BACKEND = keras.config.backend()
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 

@@ -7,6 +7,8 @@ from helpers.models import fam_backbone, inputs, numpy, token_ids
 
 import keras_fam
 
+pytestmark = pytest.mark.shared_out
+
 BACKEND = keras.config.backend()
 LENGTHS = {"training": (70, 50, 30), "validation": (45, 61, 9)}
 
