@@ -66,10 +66,11 @@ def assert_same(made, expected, atol=1e-5):
 
 
 class Head(keras.layers.Layer):
-    """A loss of the embeddings of tokens by a tied or untied, soft-capped head."""
+    """A loss of the embeddings of tokens, so many times the same, by a tied or untied, soft-capped head."""
 
-    def __init__(self, tied=True, dtype="float32"):
+    def __init__(self, tied=True, dtype="float32", times=1):
         super().__init__(dtype=dtype)
+        self.x, self.y, self.weights_of_y = (np.tile(each, (times, 1)) for each in (X, Y, WEIGHTS))
         self.embedding = keras_hub.layers.ReversibleEmbedding(
             VOCABULARY, 8, tie_weights=tied, logit_soft_cap=3.0, dtype=dtype
         )
@@ -82,11 +83,12 @@ class Head(keras.layers.Layer):
         return self.embedding(hidden, reverse=True)
 
     def plain(self, hidden):
-        return PLAIN(Y, self.logits(hidden), WEIGHTS)
+        return PLAIN(self.y, self.logits(hidden), self.weights_of_y)
 
-    def chunked(self, piece, groups=1, weights=WEIGHTS):
+    def chunked(self, piece, groups=1, weights=None):
         def loss(hidden):
-            sums = chunked_crossentropy(hidden, Y, weights, self.logits, piece, groups)
+            used = self.weights_of_y if weights is None else weights
+            sums = chunked_crossentropy(hidden, self.y, used, self.logits, piece, groups)
             return ops.divide_no_nan(sums.loss, sums.weight)
 
         return loss
@@ -96,7 +98,7 @@ class Head(keras.layers.Layer):
 
     def gradients(self, loss_of):
         self.loss_of = loss_of
-        return loss_and_gradients(self, X, lambda loss: loss)
+        return loss_and_gradients(self, self.x, lambda loss: loss)
 
 
 @pytest.mark.parametrize("groups, piece", [(1, 5), (1, 1), (1, 1024), (2, 6)])
@@ -113,8 +115,8 @@ def test_sums_and_gradients(tied, groups, piece):
 
 
 def test_gradients_in_bfloat16_are_as_near_to_the_truth_as_those_of_all_logits():
-    """Pieces of one position: their gradients added up in bfloat16 would be further off."""
-    wide, narrow = Head(), Head(dtype="bfloat16")
+    """Many pieces of one position: their gradients added up in bfloat16 would be 2 to 3 times as far off."""
+    wide, narrow = Head(times=16), Head(dtype="bfloat16", times=16)
     wide.embedding.embeddings.assign(ops.cast(narrow.embedding.embeddings, "float32"))
     truth, plain, chunked = (
         wide.gradients(wide.plain),
@@ -122,10 +124,10 @@ def test_gradients_in_bfloat16_are_as_near_to_the_truth_as_those_of_all_logits()
         narrow.gradients(narrow.chunked(1)),
     )
     errors = [
-        np.abs(next(iter(gradients.values())).astype("float32") - next(iter(truth[1].values()))).mean()
+        np.abs(next(iter(gradients.values())).astype("float32") - next(iter(truth[1].values()))).max()
         for _, gradients in (chunked, plain)
     ]
-    assert errors[0] < 1.1 * errors[1]  # of the largest error, one processor rounds another place than the next does
+    assert errors[0] < 1.5 * errors[1]
     np.testing.assert_allclose(chunked[0], plain[0], rtol=1e-3)
 
 
