@@ -16,8 +16,6 @@ from keras_fam.families import Family
 from keras_fam.layers import decoder_layer, positions
 from keras_fam.training import carried_state, state_passing
 
-pytestmark = pytest.mark.shared_out
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -94,6 +92,7 @@ def examples():
             yield pytest.param(code, id=item.__name__)
 
 
+@pytest.mark.shared_out
 @pytest.mark.parametrize("code", examples())
 def test_docstring_example(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
