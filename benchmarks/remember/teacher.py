@@ -11,13 +11,14 @@ import keras_fam
 class Teacher(keras.Model):
     """What the stock model holds for likely after each token, with all tokens before it in sight.
 
-    Returns float32 `[rows, length, 2 * likeliest]`: token ids, and then their probabilities, the likeliest first.
+    Called with a dict of `"token_ids"` and `"padding_mask"`, int `[rows, length]`, it returns float32
+    `[rows, length, 2 * likeliest]`: token ids, and then their probabilities, the likeliest first.
 
     Args:
         preset: str, of the stock model.
         length: int, tokens of a row.
-        likeliest: int, how many tokens are told for each place.
-        dtype: of the model.
+        likeliest: int, how many tokens are told for each place; at most the vocabulary's size.
+        dtype: str, of the model.
     """
 
     def __init__(self, preset, length, likeliest, dtype):
@@ -40,7 +41,7 @@ def taught(batches, teacher, start_token_id, key_rows, block_size):
     first block has no loss: the teacher, which begins to read there, knows less than the pupil.
 
     Args:
-        batches: of `texts.batches`.
+        batches: of `texts.batches`: inputs, targets and weights `[rows, length]`.
         teacher: `Teacher` for rows one token longer than those of `batches`.
         start_token_id: int.
         key_rows: int, rows of PassKey, the first of each batch.
@@ -63,7 +64,11 @@ def taught(batches, teacher, start_token_id, key_rows, block_size):
 
 
 class SoftCrossentropy(keras.losses.Loss):
-    """Cross entropy to soft targets as `Teacher` gives them; what is not among the likeliest counts as one token."""
+    """Cross entropy to soft targets as `Teacher` gives them; what is not among the likeliest counts as one token.
+
+    Called with soft targets `[rows, length, 2 * likeliest]`, logits `[rows, length, vocabulary_size]` and weights
+    `[rows, length]`, it returns the mean in nats, by weight.
+    """
 
     def __init__(self, **options):
         super().__init__(reduction="mean_with_sample_weight", **options)

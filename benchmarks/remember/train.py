@@ -144,7 +144,7 @@ def main():
     lm.compile(
         optimizer=keras.optimizers.AdamW(options.rate, weight_decay=0.0, beta_2=0.98, global_clipnorm=1.0),
         loss=SoftCrossentropy() if options.teach else keras_fam.ChunkedCrossentropy(piece=options.piece),
-        weighted_metrics=[],
+        weighted_metrics=[] if options.teach else "auto",
         jit_compile=keras.config.backend() != "torch",
     )
     report("trained_weights", sum(int(np.prod(w.shape)) for w in lm.trainable_weights))
