@@ -41,6 +41,7 @@ def test_equal_chunks(case, chunk):
     np.testing.assert_allclose(stream(backbone, ids, chunks)[0], whole, **TOLERANCE)
 
 
+@pytest.mark.shared_out
 @settings(max_examples=15, deadline=None)
 @given(cuts=st.sets(st.integers(1, LENGTH - 1), max_size=6))
 def test_ragged_chunks(case, cuts):
@@ -49,6 +50,7 @@ def test_ragged_chunks(case, cuts):
     np.testing.assert_allclose(stream(backbone, ids, np.diff(edges))[0], whole, **TOLERANCE)
 
 
+@pytest.mark.shared_out
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_in_chunks(family):
     backbone, ids = fam_backbone(family), token_ids(3, LENGTH)
@@ -73,6 +75,7 @@ def test_a_row_of_padding_keeps_its_prompt():
         assert np.abs(numpy(before.fam)[0] - numpy(after.fam)[0]).max() > 0.01
 
 
+@pytest.mark.shared_out
 @pytest.mark.parametrize("memory_segments", [0, 2])
 @pytest.mark.parametrize("fam_length", [0, 4])
 def test_other_shapes(memory_segments, fam_length):
@@ -131,6 +134,7 @@ def test_rows_can_be_selected_and_reordered(case):
     np.testing.assert_allclose(numpy(crossed)[::-1], numpy(straight), **TOLERANCE)
 
 
+@pytest.mark.shared_out
 def test_logits_of_a_task(case):
     backbone, ids, whole = case
     lm = keras_fam.FAMCausalLM(backbone)

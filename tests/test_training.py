@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from helpers.gradients import loss_and_gradients
-from helpers.models import FAMILIES, fam_backbone, inputs, numpy, reference, token_ids, weights_by_path
+from helpers.models import EVERY_PART, FAMILIES, fam_backbone, inputs, numpy, reference, token_ids, weights_by_path
 from keras import ops
 
 import keras_fam
@@ -167,7 +167,9 @@ def test_dropout_reaches_the_fam_of_every_block():
 
 
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="XLA on request is tensorflow's alone")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(  # Some 40 s each.
+    "family", [pytest.param(family, marks=() if family in EVERY_PART else pytest.mark.slow) for family in FAMILIES]
+)
 def test_tensorflow_with_jit_compile(family):
     """XLA compiles the whole training step and prediction, and its gradients are those of eager mode."""
     ids = token_ids(2, 22)
