@@ -2,10 +2,12 @@
 
     python benchmarks/loss.py --backends torch
     python benchmarks/loss.py --preset FOLDER --lengths 2048 8192 --dtype bfloat16
+    pip install transformers peft gguf && python benchmarks/loss.py --backends torch --preset FOLDER --gguf FILE
 
 Every figure comes from a process of its own. `chunked` is this package's default loss, `plain` the loss of all logits
-on the same model, `stock` KerasHub's own model with its own loss. Memory is the process's peak, and by how much that is
-more than the process held before the step. Time is the median of the steps after the first.
+on the same model, `stock` KerasHub's own model with its own loss, `peft` the model of a GGUF file by `transformers` and
+`peft`. LoRA is on queries and values. Memory is the process's peak, and by how much that is more than the process held
+before the step. Time is the median of the steps after the first.
 """
 
 import argparse
@@ -15,7 +17,9 @@ import sys
 import plan
 from run import measure
 
-LOSSES = ("chunked", "plain", "stock")
+LOSSES = ("chunked", "plain", "stock", "peft")
+
+SHARED = ("repeats", "piece", "preset", "gguf", "dtype", "remat")
 
 
 def row(backend, length, loss, found, chunked):
@@ -32,28 +36,33 @@ def row(backend, length, loss, found, chunked):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", nargs="+", default=["jax", "tensorflow", "torch"])
-    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
+    parser.add_argument("--losses", nargs="+", choices=LOSSES, help="default: all that can run")
     parser.add_argument("--lengths", nargs="+", type=int, default=[4096])
     parser.add_argument("--vocabulary", type=int, default=65536)
     parser.add_argument("--piece", type=int, default=1024)
     parser.add_argument("--block-size", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--preset", help="a preset in place of a small model with random weights")
+    parser.add_argument("--gguf", help="the file that the preset was made of, for `peft`")
+    parser.add_argument("--remat", action="store_true", help="every layer is computed again in the gradient")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to see that everything works")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for one measurement")
     options = parser.parse_args()
+    losses = options.losses or (LOSSES if options.gguf else LOSSES[:-1])
+    if "peft" in losses and (options.backends != ["torch"] or not options.gguf):
+        parser.error("`peft` takes --gguf FILE and --backends torch.")
     if options.tiny:
         options.lengths, options.vocabulary, options.piece, options.block_size = [256], 4096, 64, 64
     size = dict(plan.SMALL, block_size=options.block_size, vocabulary_size=options.vocabulary)
-    shared = dict(size=size, repeats=options.repeats, piece=options.piece, preset=options.preset, dtype=options.dtype)
+    shared = dict(size=size, **{name: getattr(options, name) for name in SHARED})
     print("| backend | tokens | loss | peak MiB (ratio) | of the step, MiB (ratio) | seconds (ratio) | value |")
     print("|---|---|---|---|---|---|---|", flush=True)
     failed = False
     for backend in options.backends:
         for length in options.lengths:
             chunked = {}
-            for loss in options.losses:
+            for loss in losses:
                 found = measure(backend, "lora_step", dict(shared, loss=loss, length=length), options.timeout)
                 if "seconds" in found:
                     found["seconds"] = statistics.median(found["seconds"])

@@ -5,7 +5,7 @@
 `run.py` starts one such process for every measurement, so that peak memory is that of the measurement alone.
 """
 
-import dataclasses
+import gc
 import json
 import os
 import resource
@@ -28,7 +28,7 @@ MIB = 2**20
 
 def step_of(lm, size, length, mode, rows=1):
     """One call that a user makes: `predict_on_batch`, or `train_on_batch`, the step of `fit`."""
-    inputs, targets = models.batch(size, length, rows)
+    inputs, targets = models.batch(size.vocabulary_size, length, rows)
     if mode == "forward":
         return lambda: np.asarray(lm.predict_on_batch(inputs)).sum()
     return lambda: float(np.asarray(lm.train_on_batch(inputs, targets)).ravel()[0])
@@ -101,15 +101,28 @@ def memory(size, name, length, mode, repeats, remat=False):
     return {"mib": peak.mib, "seconds": seconds}
 
 
-def lora_step(size, loss, length, repeats, **options):
-    """MiB at most and by how much the steps grew to it, seconds of later steps, and the first step's loss."""
-    lm = models.with_lora(size, loss, **options)
-    inputs, targets = models.batch(dataclasses.replace(size, vocabulary_size=lm.backbone.vocabulary_size), length)
+def lora_step(size, loss, length, repeats, preset=None, gguf=None, dtype="float32", remat=False, **options):
+    """MiB at most and by how much the steps grew to it, seconds of later steps, and the first step's loss.
+
+    `loss` "peft" is a step of `transformers` and `peft` on the weights of the file `gguf`.
+    """
+    if loss == "peft":
+        import peers
+
+        step = peers.lora(gguf, length, dtype, remat)
+    else:
+        lm = models.with_lora(size, loss, preset=preset, dtype=dtype, remat=remat, **options)
+        inputs, targets = models.batch(lm.backbone.vocabulary_size, length)
+
+        def step():
+            return float(np.asarray(lm.train_on_batch(inputs, targets)).ravel()[0])
+
+    gc.collect()
     seconds, values = [], []
     with PeakMemory() as peak:
         for _ in range(1 + repeats):
             start = time.perf_counter()
-            values.append(float(np.asarray(lm.train_on_batch(inputs, targets)).ravel()[0]))
+            values.append(step())
             seconds.append(time.perf_counter() - start)
     return {"peak": peak.before + peak.mib, "step": peak.mib, "seconds": seconds[1:], "loss": values[0]}
 

@@ -7,6 +7,8 @@ from keras import ops
 
 import keras_fam
 
+LORA_RANK = 8
+
 
 def stock(size, num_layers=None):
     return keras_hub.models.GemmaBackbone(
@@ -87,26 +89,30 @@ def language_model(backbone, **compile_options):
     return lm
 
 
-def batch(size, length, rows=1):
+def batch(vocabulary_size, length, rows=1):
     """`(inputs, targets)` for `train_on_batch`; `inputs` alone for `predict_on_batch`."""
-    ids = np.random.default_rng(0).integers(0, size.vocabulary_size, (rows, length + 1)).astype("int32")
+    ids = np.random.default_rng(0).integers(0, vocabulary_size, (rows, length + 1)).astype("int32")
     return {"token_ids": ids[:, :-1], "padding_mask": np.ones((rows, length), "int32")}, ids[:, 1:]
 
 
-def with_lora(size, loss, piece, preset=None, dtype="float32"):
-    """A model that trains by LoRA on token ids: `loss` "chunked" or "plain", or "stock", KerasHub's own model."""
+def with_lora(size, loss, piece, preset=None, dtype="float32", remat=False):
+    """A model that trains by LoRA on token ids: `loss` "chunked" or "plain", or "stock", KerasHub's own model.
+
+    `remat` recomputes every decoder layer in the gradient.
+    """
     memory = dict(block_size=size.block_size, memory_segments=size.memory_segments, fam_length=size.fam_length)
     keras.config.set_dtype_policy(dtype)
     keras.utils.set_random_seed(0)
-    if preset:
-        kind = keras_hub.models.CausalLM if loss == "stock" else keras_fam.FAMCausalLM
-        lm = kind.from_preset(preset, dtype=dtype, **({} if loss == "stock" else memory))
-    elif loss == "stock":
-        lm = keras_hub.models.GemmaCausalLM(stock(size), preprocessor=None)
-    else:
-        lm = keras_fam.FAMCausalLM(fam(size))
+    with keras.RematScope("full" if remat else None):
+        if preset:
+            kind = keras_hub.models.CausalLM if loss == "stock" else keras_fam.FAMCausalLM
+            lm = kind.from_preset(preset, dtype=dtype, **({} if loss == "stock" else memory))
+        elif loss == "stock":
+            lm = keras_hub.models.GemmaCausalLM(stock(size), preprocessor=None)
+        else:
+            lm = keras_fam.FAMCausalLM(fam(size))
     lm.preprocessor = None
-    (lm.backbone if loss == "stock" else lm).enable_lora(rank=8)
+    (lm.backbone if loss == "stock" else lm).enable_lora(LORA_RANK, target_layer_names=["query", "value"])
     plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     lm.compile(
         optimizer=keras.optimizers.Adam(1e-4),

@@ -2,7 +2,11 @@
 
 All read the same number of tokens in segments of `size.block_size`, with `size.fam_length` memory vectors where the
 method has vectors, and train every weight by plain gradient descent.
+
+`lora` is a step of the same pretrained weights by `transformers` and `peft`.
 """
+
+import pathlib
 
 import keras
 import models
@@ -11,7 +15,7 @@ import numpy as np
 
 def fam(size, tokens):
     lm = models.language_model(models.fam(size))
-    inputs, targets = models.batch(size, tokens)
+    inputs, targets = models.batch(size.vocabulary_size, tokens)
     return lambda: lm.train_on_batch(inputs, targets), lm.count_params()
 
 
@@ -75,6 +79,33 @@ def block_recurrent(size, tokens):
         num_state_vectors=size.fam_length,
     )
     return _peer(RecurrentTrainerWrapper(model), lambda w, ids: w(ids), tokens, size.vocabulary_size)
+
+
+def lora(gguf, length, dtype="float32", remat=False):
+    """A LoRA step of the GGUF file's model with full attention; the step returns the loss."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    path = pathlib.Path(gguf)
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=getattr(torch, dtype))
+    rank = models.LORA_RANK
+    model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=["q_proj", "v_proj"]))
+    if remat:
+        model.gradient_checkpointing_enable()
+    model.train()
+    inputs, targets = models.batch(model.config.vocab_size, length)
+    ids, targets = (torch.from_numpy(x).long() for x in (inputs["token_ids"], targets))
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-4)
+
+    def step():
+        optimizer.zero_grad()
+        loss = model(ids, shift_labels=targets, labels=targets, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        return float(loss)
+
+    return step
 
 
 STEPS = {"keras_fam": fam}

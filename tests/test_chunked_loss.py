@@ -155,6 +155,42 @@ def test_no_more_than_a_piece_is_computed_and_nothing_of_weight_0():
     np.testing.assert_allclose(numpy(sums.correct), np.sum((logits.argmax(-1) == Y) * WEIGHTS), rtol=1e-6)
 
 
+def test_a_piece_is_computed_once_for_the_sum_and_its_gradient():
+    head, pieces = Head(), []
+
+    def loss(hidden):
+        def logits_of(hidden):
+            pieces.append(hidden.shape)
+            return head.logits(hidden)
+
+        return chunked_crossentropy(hidden, Y, WEIGHTS, logits_of, piece=6).loss
+
+    head.gradients(loss)
+    # A row to see which variables are read, and the pieces; jax's loop is traced and not run.
+    assert len(pieces) == 1 + (1 if BACKEND == "jax" else -(-(WEIGHTS > 0).sum() // 6))
+
+
+@pytest.mark.parametrize("factor", [1e-7, 1e3])
+def test_float16_holds_the_gradient_whatever_the_weights(factor):
+    head = Head(dtype="float16")
+    _, expected = head.gradients(head.chunked(5))
+    _, made = head.gradients(head.chunked(5, weights=WEIGHTS * np.float32(factor)))
+    for path, gradient in expected.items():
+        np.testing.assert_allclose(made[path], gradient, atol=1e-3 * np.abs(gradient).max(), err_msg=path)
+
+
+def test_gradient_of_a_sum_that_was_not_made_for_training():
+    head = Head()
+
+    def loss(hidden):
+        sums = chunked_crossentropy(hidden, Y, WEIGHTS, head.logits, piece=5, training=False)
+        return sums.loss / sums.weight
+
+    _, expected = head.gradients(head.plain)
+    for path, gradient in head.gradients(loss)[1].items():
+        np.testing.assert_allclose(gradient, expected[path], atol=1e-5)
+
+
 def test_nothing_real_at_all():
     head = Head()
     loss, gradients = head.gradients(head.chunked(5, weights=0 * WEIGHTS))

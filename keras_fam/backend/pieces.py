@@ -1,4 +1,4 @@
-"""A sum over the rows of a long tensor, a piece of them at a time, forward and in the gradient."""
+"""A sum over the rows of a long tensor, a piece of them at a time, and its gradient."""
 
 import functools
 
@@ -8,12 +8,14 @@ from keras import ops
 from keras_fam.backend.kept_gradients import noted
 
 
-def sum_over_pieces(function, inputs, labels, weights, piece, groups=1):
-    """`function` of one piece of rows after the other, added up. The gradient computes each piece anew.
+def sum_over_pieces(function, inputs, labels, weights, piece, groups=1, training=True):
+    """`function` of one piece of rows after the other, added up.
+
+    The gradient is computed with the sum, piece by piece, and kept: nothing is computed twice. That is possible because
+    the sum is one number, so what comes to it from behind is one factor for all that it was made of.
 
     Rows of weight 0 are not computed: the others are moved together first, and pieces with none of them are left out.
-    On jax and tensorflow both directions are loops, so that no two pieces are in memory at once. torch has a Python
-    loop over its checkpoints.
+    On jax and tensorflow pieces are a loop, so that no two of them are in memory at once.
 
     Args:
         function: callable from inputs `[g, p, d]`, labels `[g, p]` and weights `[g, p]` to two float32 scalars. The
@@ -25,6 +27,8 @@ def sum_over_pieces(function, inputs, labels, weights, piece, groups=1):
         piece: int, rows of a piece.
         groups: int, a divisor of n. Every piece has the same number of rows from each group: from each device, if the
             rows lie on several.
+        training: bool. Whether the gradient will be wanted. jax and torch see that by themselves; tensorflow's own
+            gradient of a sum that was made with False keeps what every piece computed.
 
     Returns:
         Two float32 scalars; the second has no gradient.
@@ -40,8 +44,10 @@ def sum_over_pieces(function, inputs, labels, weights, piece, groups=1):
 
     if keras.config.backend() == "torch":
         return _torch_sum(of_piece, trained, frozen, (inputs, labels, weights), piece)
-    run = _jax_sum if keras.config.backend() == "jax" else _tensorflow_sum
-    return run(of_piece, trained, frozen, *_in_pieces((inputs, labels, weights), piece, groups))
+    pieces, needed = _in_pieces((inputs, labels, weights), piece, groups)
+    if keras.config.backend() == "jax":
+        return _jax_sum(of_piece, trained, frozen, pieces, needed)
+    return _tensorflow_sum(of_piece, trained, frozen, pieces, needed, training)
 
 
 # === Variables ===
@@ -122,20 +128,46 @@ def _rows_of_groups(x, order):
 # === Sums ===
 
 
+def _times(factor, gradients):
+    """`gradients`, each times a float32 scalar, in its own dtype."""
+    return [ops.cast(ops.cast(x, "float32") * factor, x.dtype) for x in gradients]
+
+
 def _torch_sum(of_piece, trained, frozen, arrays, piece):
     import torch
-    from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
     real = torch.nonzero(arrays[-1])[:, 0]
     real = real if len(real) else real.new_zeros(1)  # One row of weight 0, so that there is a gradient.
-    first, second = 0.0, 0.0
-    for index in torch.split(real, piece):
-        # Without the exception by which a second computation stops early: its frames would keep tensors.
-        with set_checkpoint_early_stop(False):
-            rows = [x[index][None] for x in arrays]
-            made = checkpoint(of_piece, trained, frozen, *rows, use_reentrant=False, preserve_rng_state=False)
-        first, second = first + made[0], second + made[1].detach()
-    return first, second
+    indices = torch.split(real, piece)
+    if not torch.is_grad_enabled():
+        made = [of_piece(trained, frozen, *(x[index][None] for x in arrays)) for index in indices]
+        return sum(first for first, _ in made), sum(second for _, second in made)
+
+    class Total(torch.autograd.Function):
+        @staticmethod
+        def forward(context, inputs, *trained):
+            first, second = 0.0, 0.0
+            of_inputs, of_trained = torch.zeros_like(inputs), [torch.zeros_like(x) for x in trained]
+            trained = [x.detach().requires_grad_() for x in trained]
+            for index in indices:
+                row, *rest = (x[index][None].detach() for x in (inputs, *arrays[1:]))
+                with torch.enable_grad():
+                    made = of_piece(trained, frozen, row.requires_grad_(), *rest)
+                of_row, *more = torch.autograd.grad(made[0], [row, *trained], materialize_grads=True)
+                of_inputs[index] = of_row[0]
+                for total, part in zip(of_trained, more):
+                    total += part
+                first, second = first + made[0].detach(), second + made[1].detach()
+            context.save_for_backward(of_inputs, *of_trained)
+            context.mark_non_differentiable(second)
+            return first, second
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(context, of_first, of_second):
+            return tuple(_times(of_first, context.saved_tensors))
+
+    return Total.apply(arrays[0], *trained)
 
 
 def _jax_sum(of_piece, trained, frozen, pieces, needed):
@@ -155,59 +187,59 @@ def _jax_sum(of_piece, trained, frozen, pieces, needed):
 
         return lax.fori_loop(0, needed, add, (jnp.zeros(()), jnp.zeros(())))
 
-    def forward(*arguments):
-        return total(*arguments), arguments
-
-    def backward(arguments, gradient):
-        inputs, trained, frozen, labels, weights, needed = arguments
-
-        def add(index, gradients):
-            of_inputs, of_trained = gradients
+    def forward(inputs, trained, frozen, labels, weights, needed):
+        def add(index, carry):
+            first, second, of_inputs, of_trained = carry
             piece, *rest = at((inputs, labels, weights), index)
-
-            def first(piece, trained):
-                return of_piece(trained, frozen, piece, *rest)[0]
-
-            _, pull_back = jax.vjp(first, piece, trained)
-            of_piece_inputs, more = pull_back(gradient[0])
+            made, pull_back, right = jax.vjp(
+                lambda piece, trained: of_piece(trained, frozen, piece, *rest), piece, trained, has_aux=True
+            )
+            of_piece_inputs, more = pull_back(jnp.ones_like(made))
             of_inputs = lax.dynamic_update_index_in_dim(of_inputs, of_piece_inputs, index, 0)
-            return of_inputs, [a + b for a, b in zip(of_trained, more)]
+            return first + made, second + right, of_inputs, [a + b for a, b in zip(of_trained, more)]
 
         zeros = jnp.zeros_like(inputs), [jnp.zeros_like(value) for value in trained]
-        return (*lax.fori_loop(0, needed, add, zeros), None, None, None, None)
+        first, second, *gradients = lax.fori_loop(0, needed, add, (jnp.zeros(()), jnp.zeros(()), *zeros))
+        return (first, second), gradients
+
+    def backward(gradients, of_sums):
+        of_inputs, of_trained = gradients
+        return *_times(of_sums[0], [of_inputs]), _times(of_sums[0], of_trained), None, None, None, None
 
     total.defvjp(forward, backward)
     inputs, labels, weights = pieces
     return total(inputs, trained, frozen, labels, weights, needed)
 
 
-def _tensorflow_sum(of_piece, trained, frozen, pieces, needed):
+def _tensorflow_sum(of_piece, trained, frozen, pieces, needed, training):
     import tensorflow as tf
 
     inputs, labels, weights = pieces
     loop = functools.partial(tf.while_loop, lambda index, *_: index < needed, parallel_iterations=1)
 
+    def add(index, first, second):
+        made = of_piece(trained, frozen, inputs[index], labels[index], weights[index])
+        return index + 1, first + made[0], second + made[1]
+
+    if not training:
+        return loop(add, (0, 0.0, 0.0))[1:]
+
     @tf.custom_gradient
     def total(inputs, *trained):
-        def add(index, first, second):
-            made = of_piece(trained, frozen, inputs[index], labels[index], weights[index])
-            return index + 1, first + made[0], second + made[1]
+        def add(index, first, second, of_inputs, *of_trained):
+            piece = inputs[index]
+            with tf.GradientTape() as tape:
+                tape.watch([piece, *trained])
+                made, right = of_piece(trained, frozen, piece, labels[index], weights[index])
+            zero = tf.UnconnectedGradients.ZERO
+            of_piece_inputs, *more = tape.gradient(made, [piece, *trained], unconnected_gradients=zero)
+            more = (a + b for a, b in zip(of_trained, more))
+            return index + 1, first + made, second + right, of_inputs.write(index, of_piece_inputs), *more
 
-        def gradient(of_first, of_second):
-            def add(index, of_inputs, *of_trained):
-                piece = inputs[index]
-                with tf.GradientTape() as tape:
-                    tape.watch([piece, *trained])
-                    made, _ = of_piece(trained, frozen, piece, labels[index], weights[index])
-                zero = tf.UnconnectedGradients.ZERO
-                of_piece_inputs, *more = tape.gradient(made, [piece, *trained], of_first, zero)
-                return index + 1, of_inputs.write(index, of_piece_inputs), *(a + b for a, b in zip(of_trained, more))
-
-            # What is not written is 0.
-            rows = tf.TensorArray(inputs.dtype, tf.shape(inputs)[0], element_shape=inputs.shape[1:])
-            _, of_inputs, *of_trained = loop(add, (0, rows, *map(tf.zeros_like, trained)))
-            return of_inputs.stack(), *of_trained
-
-        return loop(add, (0, 0.0, 0.0))[1:], gradient
+        # What is not written is 0.
+        rows = tf.TensorArray(inputs.dtype, tf.shape(inputs)[0], element_shape=inputs.shape[1:])
+        _, first, second, of_inputs, *of_trained = loop(add, (0, 0.0, 0.0, rows, *map(tf.zeros_like, trained)))
+        gradients = [of_inputs.stack(), *of_trained]
+        return (first, second), lambda of_first, of_second: _times(of_first, gradients)
 
     return noted(total(inputs, *trained))

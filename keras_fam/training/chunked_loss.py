@@ -25,7 +25,7 @@ class ChunkedCrossentropy(keras.losses.Loss):
 
     The logits of a text are its length times the vocabulary: 8,192 tokens of Gemma 3 take 8 GB in float32, and as much
     again in the gradient. `FAMCausalLM` compiled with this loss makes the logits of `piece` positions at a time, and
-    makes them again in the gradient. Loss and gradient are those of
+    their gradient before those of the next. Loss and gradient are those of
     `keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight")`: the sum of the
     weighted losses, divided by the sum of the weights, so padding counts for nothing. Given to another model, it is
     that loss.
@@ -73,6 +73,7 @@ def chunked_crossentropy(
     logits_of: Callable[[Tensor], Tensor],
     piece: int,
     groups: int = 1,
+    training: bool = True,
 ) -> LossSums:
     """The sums of cross entropy and of right guesses over all positions, without the logits of all of them.
 
@@ -83,6 +84,7 @@ def chunked_crossentropy(
         logits_of: callable from `[b, t, d]` to `[b, t, vocabulary]`, such as `FAMBackbone.logits`.
         piece: int, positions whose logits exist at once.
         groups: int, devices that hold equal parts of the batch.
+        training: bool, whether the gradient will be wanted.
 
     Returns:
         `LossSums`; `loss` has gradients with respect to `hidden` and to the variables that `logits_of` reads.
@@ -101,5 +103,18 @@ def chunked_crossentropy(
     # Positions that count for nothing may have targets that no vocabulary has.
     targets = ops.where(ops.equal(weights, 0), 0, ops.reshape(ops.cast(targets, "int32"), (-1,)))
     hidden = ops.reshape(hidden, (-1, hidden.shape[-1]))
-    loss, correct = sum_over_pieces(of_piece, hidden, targets, weights, piece, groups)
-    return LossSums(loss, ops.sum(weights), correct)
+    weight = ops.sum(weights)
+    unit = _unit(weights, weight)
+    loss, correct = sum_over_pieces(of_piece, hidden, targets, weights / unit, piece, groups, training)
+    return LossSums(loss * unit, weight, correct * unit)
+
+
+def _unit(weights, weight):
+    """What weights are divided by, so that they add up to a power of two near the number of real positions.
+
+    The gradient of a mean is then a power of two times that of the sum, which rounds nothing in lower precision, and
+    the gradient of the sum is one that float16 holds, whatever the weights.
+    """
+    real = ops.sum(ops.cast(ops.not_equal(weights, 0), "float32"))
+    power = ops.exp2(ops.round(ops.log2(ops.maximum(real, 1.0))))
+    return ops.where(weight > 0, weight / power, 1.0)

@@ -206,7 +206,7 @@ class TrainsInPieces(MixedIn):
         targets, weights = _targets_and_weights(x, y, y_pred, sample_weight)
         logits_of = self.backbone.logits if _ends_with_hidden_states.value is self else lambda logits: logits
         groups = data_replicas(y_pred.shape[0])
-        sums = chunked_crossentropy(y_pred, targets, weights, logits_of, self.loss.piece, groups)
+        sums = chunked_crossentropy(y_pred, targets, weights, logits_of, self.loss.piece, groups, training)
         # On several devices of tensorflow's each has its share of the sum.
         loss = ops.divide_no_nan(sums.loss, sum_over_replicas(sums.weight))
         extra = sum((ops.sum(ops.cast(each, "float32")) for each in self.losses), 0.0)
