@@ -136,25 +136,32 @@ def _times(factor, gradients):
 def _torch_sum(of_piece, trained, frozen, arrays, piece):
     import torch
 
-    real = torch.nonzero(arrays[-1])[:, 0]
+    inputs, labels, weights = arrays
+    real = torch.nonzero(weights)[:, 0]
     real = real if len(real) else real.new_zeros(1)  # One row of weight 0, so that there is a gradient.
     indices = torch.split(real, piece)
-    if not torch.is_grad_enabled():
-        made = [of_piece(trained, frozen, *(x[index][None] for x in arrays)) for index in indices]
-        return sum(first for first, _ in made), sum(second for _, second in made)
+    if torch.is_grad_enabled():
+        return _torch_total().apply(of_piece, frozen, indices, labels, weights, inputs, *trained)
+    made = [of_piece(trained, frozen, *(x[index][None] for x in arrays)) for index in indices]
+    return sum(first for first, _ in made), sum(second for _, second in made)
+
+
+@functools.cache  # A class of each step would be a ring of references that holds the step's tensors.
+def _torch_total():
+    import torch
 
     class Total(torch.autograd.Function):
         @staticmethod
-        def forward(context, inputs, *trained):
+        def forward(context, of_piece, frozen, indices, labels, weights, inputs, *trained):
             first, second = 0.0, 0.0
             of_inputs, of_trained = torch.zeros_like(inputs), [torch.zeros_like(x) for x in trained]
             trained = [x.detach().requires_grad_() for x in trained]
             for index in indices:
-                row, *rest = (x[index][None].detach() for x in (inputs, *arrays[1:]))
+                rows, *rest = (x[index][None].detach() for x in (inputs, labels, weights))
                 with torch.enable_grad():
-                    made = of_piece(trained, frozen, row.requires_grad_(), *rest)
-                of_row, *more = torch.autograd.grad(made[0], [row, *trained], materialize_grads=True)
-                of_inputs[index] = of_row[0]
+                    made = of_piece(trained, frozen, rows.requires_grad_(), *rest)
+                of_rows, *more = torch.autograd.grad(made[0], [rows, *trained], materialize_grads=True)
+                of_inputs[index] = of_rows[0]
                 for total, part in zip(of_trained, more):
                     total += part
                 first, second = first + made[0].detach(), second + made[1].detach()
@@ -165,9 +172,9 @@ def _torch_sum(of_piece, trained, frozen, arrays, piece):
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(context, of_first, of_second):
-            return tuple(_times(of_first, context.saved_tensors))
+            return *[None] * 5, *_times(of_first, context.saved_tensors)
 
-    return Total.apply(arrays[0], *trained)
+    return Total
 
 
 def _jax_sum(of_piece, trained, frozen, pieces, needed):
