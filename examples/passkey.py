@@ -63,9 +63,9 @@ QUICK = dict(
     ages=[1],
 )
 STATED = dict(  # what `--training` sets, if nothing else is said: shares of rows of the last lesson, noise, and steps
-    rewritten=dict(restart=[0.05, 0.02], restate=[0.5, 0.3, 0.15], disturb=0.4, steps=8000),
-    carried=dict(restart=[0.5, 0.2], restate=[0.0], disturb=0.0, steps=1600),
-    fresh=dict(restart=[1.0], restate=[0.0], disturb=0.0, steps=1000),
+    rewritten=dict(restart=[0.05, 0.02], restate=[0.5, 0.3, 0.15], disturb=0.4, steps=8000, long_steps=2000),
+    carried=dict(restart=[0.5, 0.2], restate=[0.0], disturb=0.0, steps=1600, long_steps=0),
+    fresh=dict(restart=[1.0], restate=[0.0], disturb=0.0, steps=1000, long_steps=0),
 )
 EVALUATION = ("lengths", "distances", "ages", "keys", "use_span")
 
@@ -79,10 +79,13 @@ def parse():
     add("--training", choices=STATED, default="rewritten")
     add("--span", type=float, nargs="+", default=[1.0], help="memory_span of `fam`; 'LOW HIGH' are spread over vectors")
     add("--use-span", type=float, nargs="+", help="the same, for evaluation, if it is to be another than in training")
-    add("--steps", type=int, help="of all lessons together")
+    add("--steps", type=int, help="of all lessons together but that on long lives")
+    add("--long-steps", type=int, help="of the lesson on texts that live long")
     add("--lesson-steps", type=int, default=500, help="at most so many steps at each growing length")
     add("--restart", type=float, nargs="+", help="shares of rows that begin a new text at a step, last lesson")
     add("--restate", type=float, nargs="+", help="shares of the other rows that state a new key, last lesson")
+    add("--long-restart", type=float, nargs="+", default=[0.02], help="as `--restart`, lesson on long lives")
+    add("--long-restate", type=float, nargs="+", default=[0.3, 0.1, 0.03, 0.01], help="as `--restate`, the same")
     add("--shorten", type=float, default=4.0, help="what carried memory of `fam_sum` is divided by before every step")
     add("--disturb", type=float, help="noise on carried memory before a step, as a share of its length; last lesson")
     add("--batch-size", type=int, default=64)

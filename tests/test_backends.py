@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from helpers.gradients import loss_and_gradients
-from helpers.models import EVERY_PART, fam_backbone, inputs, token_ids
+from helpers.models import EVERY_PART, fam_backbone, forward, inputs, token_ids
 from keras import ops
 
 
@@ -23,7 +23,7 @@ def outputs_and_gradients(family):
     loss, gradients = loss_and_gradients(
         backbone, inputs(ids, mask), lambda hidden: ops.mean(hidden * ops.convert_to_tensor(head)), training=True
     )
-    hidden = ops.convert_to_numpy(backbone(inputs(ids, mask)))
+    hidden = forward(backbone, ids, mask)
     # An untied head has no part in hidden states: no gradient, or one of zeros.
     gradients = {path: g for path, g in gradients.items() if not path.endswith("reverse_embeddings")}
     return {"loss": np.asarray(loss), "hidden": hidden, **{f"gradient of {path}": g for path, g in gradients.items()}}
