@@ -172,7 +172,7 @@ def test_dropout_reaches_the_fam_of_every_block():
 )
 def test_tensorflow_with_jit_compile(family):
     """XLA compiles the whole training step and prediction, and its gradients are those of eager mode."""
-    ids = token_ids(2, 22)
+    ids = token_ids(2, 14)
     results = []
     for jit_compile in (True, False):
         backbone = fam_backbone(family, stock=NO_DROPOUT)
@@ -185,7 +185,7 @@ def test_tensorflow_with_jit_compile(family):
         after = weights_by_path(lm)
         logits = lm.predict_on_batch(inputs(ids))
         generated = lm.generate(
-            {"token_ids": ids, "padding_mask": np.arange(22)[None] < [[3], [9]]}, stop_token_ids=None
+            {"token_ids": ids, "padding_mask": np.arange(14)[None] < [[3], [9]]}, stop_token_ids=None
         )
         gradients = {path: before[path] - after[path] for path in before}
         results.append((float(loss), gradients, np.asarray(logits), generated["token_ids"]))
