@@ -251,7 +251,8 @@ def _draw(results):
     if streams:
         right.set_xlabel("tokens read")
         right.set_ylabel("nats a token, mean over 2,048")
-        right.legend()
+        right.set_ylim(top=right.get_ylim()[1] + 0.7)  # room for the legend
+        right.legend(loc="upper right", fontsize=8)
     figure.savefig(DOCS / "attach.png", dpi=100)
 
 

@@ -20,10 +20,8 @@ questions in whose answers random digits are read, so that no text repeats its k
 
 - `--training rewritten`: a row of a batch goes on from its own state from step to step in every lesson. It restarts
   with a new key with some probability, and else states a new key in one of the step's blocks with another (`--restart`
-  and `--restate` for the last lesson but one). Random digits are read in answers as soon as keys are restated. The
-  learning rate falls in the last two lessons, in which `DisturbedMemory` adds noise to what rows carry. In the last
-  one (`--long-steps`, `--long-restart`, `--long-restate`) texts live for hundreds of blocks, and the loss of a lost
-  key is bounded.
+  and `--restate` for the last lesson). Random digits are read in answers as soon as keys are restated. The learning
+  rate falls in the last lesson alone, in which `DisturbedMemory` adds noise to what rows carry (`--disturb`).
 - `--training carried`: no key is stated anew, and only the last lesson goes on from step to step. `ShorterMemory` lets
   the memory of `fam_sum` age faster than it reads. The learning rate falls from the first step on.
 - `--training fresh`: every row of every step starts anew; give it `--blocks 18`, as in the paper.
@@ -64,10 +62,10 @@ QUICK = dict(
     distances=[2, 8],
     ages=[1],
 )
-STATED = dict(  # what `--training` sets, if nothing else is said: shares of rows, noise, and steps
-    rewritten=dict(restart=[0.05, 0.02], restate=[0.5, 0.3, 0.15], disturb=0.4, steps=8000, long_steps=2000),
-    carried=dict(restart=[0.5, 0.2], restate=[0.0], disturb=0.0, steps=1600, long_steps=0),
-    fresh=dict(restart=[1.0], restate=[0.0], disturb=0.0, steps=1000, long_steps=0),
+STATED = dict(  # what `--training` sets, if nothing else is said: shares of rows of the last lesson, noise, and steps
+    rewritten=dict(restart=[0.05, 0.02], restate=[0.5, 0.3, 0.15], disturb=0.4, steps=8000),
+    carried=dict(restart=[0.5, 0.2], restate=[0.0], disturb=0.0, steps=1600),
+    fresh=dict(restart=[1.0], restate=[0.0], disturb=0.0, steps=1000),
 )
 EVALUATION = ("lengths", "distances", "ages", "keys", "use_span")
 
@@ -81,15 +79,12 @@ def parse():
     add("--training", choices=STATED, default="rewritten")
     add("--span", type=float, nargs="+", default=[1.0], help="memory_span of `fam`; 'LOW HIGH' are spread over vectors")
     add("--use-span", type=float, nargs="+", help="the same, for evaluation, if it is to be another than in training")
-    add("--steps", type=int, help="of all lessons together but the last")
-    add("--long-steps", type=int, help="of the last lesson, on texts that live long")
+    add("--steps", type=int, help="of all lessons together")
     add("--lesson-steps", type=int, default=500, help="at most so many steps at each growing length")
-    add("--restart", type=float, nargs="+", help="shares of rows that begin a new text at a step, last lesson but one")
-    add("--restate", type=float, nargs="+", help="shares of the other rows that state a new key, the same lesson")
-    add("--long-restart", type=float, nargs="+", default=[0.02], help="as `--restart`, last lesson")
-    add("--long-restate", type=float, nargs="+", default=[0.3, 0.1, 0.03, 0.01], help="as `--restate`, last lesson")
+    add("--restart", type=float, nargs="+", help="shares of rows that begin a new text at a step, last lesson")
+    add("--restate", type=float, nargs="+", help="shares of the other rows that state a new key, last lesson")
     add("--shorten", type=float, default=4.0, help="what carried memory of `fam_sum` is divided by before every step")
-    add("--disturb", type=float, help="noise on carried memory before a step, as a share of its length; last two")
+    add("--disturb", type=float, help="noise on carried memory before a step, as a share of its length; last lesson")
     add("--batch-size", type=int, default=64)
     add("--learning-rate", type=float, default=3e-3)
     add("--weight-decay", type=float, default=0.004)
@@ -104,8 +99,8 @@ def parse():
     add("--num-keys", type=int, default=1, help="keys that a text holds at once")
     add("--filler-length", type=int, default=23)
     add("--noise", type=float, default=0.1)
-    add("--sparse", type=float, nargs="+", default=[0.0, 0.05, 0.15, 0.4], help="questions a block, last two lessons")
-    add("--blocks", type=int, default=8, help="blocks of a step in the last two lessons")
+    add("--sparse", type=float, nargs="+", default=[0.0, 0.05, 0.15, 0.4], help="questions a block, last lesson")
+    add("--blocks", type=int, default=8, help="blocks of a piece in the last lesson")
     add("--lengths", type=int, nargs="+", default=list(LENGTHS), help="hold: blocks")
     add("--distances", type=int, nargs="+", default=list(DISTANCES), help="overwrite: blocks since the statement")
     add("--ages", type=int, nargs="+", default=list(AGES), help="overwrite: blocks of the text up to the statement")

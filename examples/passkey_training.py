@@ -25,8 +25,6 @@ class Lesson(NamedTuple):
     noise: float = 0.0  # share of the digits read in answers that are random
     learned: float = 0.9
     rate: float = 1.0  # share of the learning rate
-    end: int | None = None  # the step at which the rate, which falls, is zero; None: it is level
-    bound: float = 0.0  # of the loss, see `bounded_crossentropy`
 
     def __str__(self):
         kind = ", random answers" if self.noise else ""
@@ -73,12 +71,8 @@ def build_model(name, options, span=None):
 def lessons(options, seed):
     """What is read in turn, `(lesson, stream)`."""
     before = REWRITTEN if options.training == "rewritten" else GROWING
-    sparse = Lesson(options.blocks, options.restart, options.restate, options.sparse, noise=1.0, learned=1.0)
-    last = [sparse._replace(rate=1 / 3, end=options.steps)]
-    if options.long_steps:
-        lives = dict(restart=options.long_restart, restate=options.long_restate)
-        last.append(sparse._replace(**lives, rate=1 / 6, end=options.steps + options.long_steps, bound=0.7))
-    for lesson in (*before, *last):
+    last = Lesson(options.blocks, options.restart, options.restate, options.sparse, noise=1.0, learned=1.0, rate=1 / 3)
+    for lesson in (*before, last):
         restart, restate = (np.resize(x, options.batch_size) for x in (lesson.restart, lesson.restate))
         yield (
             lesson,
@@ -154,69 +148,56 @@ class Progress(keras.callbacks.Callback):
         self.model.stop_training = digits > self.lesson.learned
 
 
-def bounded_crossentropy(bound):
-    """Cross entropy, or `(1 - p**bound) / bound` of the right token's p, which is at most 1 / bound.
-
-    The generalized cross entropy of Zhang and Sabuncu (2018). A row that has lost its key cannot answer, and pulls at
-    the weights with all of cross entropy's gradient. Here its gradient falls with p.
-    """
-
-    def loss(targets, logits):
-        crossentropy = keras.ops.sparse_categorical_crossentropy(targets, logits, from_logits=True)
-        return (1 - keras.ops.exp(-bound * crossentropy)) / bound if bound else crossentropy
-
-    return loss
-
-
-def lesson_rate(lesson, options, began):
-    """`epoch -> learning rate`: it rises at the start, and is level in a lesson, or falls to zero at its end."""
-    length = max(lesson.end // EPOCH - began, 1) if lesson.end else None
+def lesson_rate(lesson, options, began, last):
+    """`epoch -> learning rate`: it rises at the start, is level in a lesson, and falls to zero in the last one."""
+    end = options.steps // EPOCH
 
     def rate(epoch, _=None):
-        falling = 0.5 * (1 + np.cos(np.pi * (epoch - began) / length)) if length else 1.0
+        falling = 0.5 * (1 + np.cos(np.pi * (epoch - began) / max(end - began, 1))) if last else 1.0
         return float(options.learning_rate * lesson.rate * min(1.0, (epoch + 1) * EPOCH / WARMUP) * falling)
 
     return keras.callbacks.LearningRateScheduler(rate)
 
 
-def make_optimizer(options):
+def compile_model(lm, options):
     rate = options.learning_rate
     if options.training != "rewritten":  # one rate for all lessons
         rate = keras.optimizers.schedules.CosineDecay(
             0.0, options.steps - WARMUP, warmup_target=rate, warmup_steps=WARMUP
         )
-    return keras.optimizers.AdamW(rate, beta_2=options.beta_2, weight_decay=options.weight_decay, clipnorm=1.0)
+    lm.compile(
+        optimizer=keras.optimizers.AdamW(rate, beta_2=options.beta_2, weight_decay=options.weight_decay, clipnorm=1.0),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="digits")],
+        jit_compile=keras.config.backend() == "jax" or (keras.config.backend() == "tensorflow" and options.xla),
+    )
 
 
 def train(lm, options, seed, folder):
     """Lesson after lesson; each epoch's end is kept in `folder`, and training goes on from there."""
+    compile_model(lm, options)
+    epochs = options.steps // EPOCH
     place = folder / "lesson.json"  # the lesson that training is in, and the epoch at which that began
     present, began = json.loads(place.read_text()) if place.exists() else (0, 0)
-    optimizer = make_optimizer(options)
-    for number, (lesson, stream) in list(enumerate(lessons(options, seed)))[present:]:
+    plan = list(lessons(options, seed))
+    for number, (lesson, stream) in list(enumerate(plan))[present:]:
         place.write_text(json.dumps([number, began]))
-        lm.compile(
-            optimizer=optimizer,
-            loss=bounded_crossentropy(lesson.bound),
-            weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="digits")],
-            jit_compile=keras.config.backend() == "jax" or (keras.config.backend() == "tensorflow" and options.xla),
-        )
+        last = number == len(plan) - 1
         callbacks = [
             keras.callbacks.BackupAndRestore(folder / "backup", delete_checkpoint=False),
             Progress(lesson),
         ]
         if options.training == "rewritten":
-            callbacks.append(lesson_rate(lesson, options, began))
+            callbacks.append(lesson_rate(lesson, options, began, last))
         if lm.backbone.fam_length and lm.backbone.memory_span is None and options.shorten != 1:
             callbacks.append(ShorterMemory(options.shorten))
-        if lm.backbone.memory_span is not None and options.disturb and lesson.end:
+        if lm.backbone.memory_span is not None and options.disturb and last:
             callbacks.append(DisturbedMemory(options.disturb, seed))
-        end = lesson.end or min(options.steps, began * EPOCH + max(EPOCH, options.lesson_steps))
         lm.fit(
             stream,
             steps_per_epoch=EPOCH,
             initial_epoch=began,
-            epochs=end // EPOCH,
+            epochs=epochs if last else min(epochs, began + max(1, options.lesson_steps // EPOCH)),
             shuffle=False,
             verbose=0,
             callbacks=callbacks,

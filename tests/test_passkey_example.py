@@ -1,4 +1,4 @@
-"""`examples/passkey_training.py`: what it does to carried memory reaches the next step; its loss is bounded."""
+"""What `examples/passkey_training.py` does to the memory that rows carry reaches the next step of `fit`."""
 
 import sys
 from pathlib import Path
@@ -61,11 +61,3 @@ def test_fit_goes_on_from_changed_memory(kind):
     lm = language_model()
     lm.fit(stream, steps_per_epoch=2, shuffle=False, verbose=0, callbacks=[CALLBACKS[kind]()])
     np.testing.assert_allclose(carried_fam(lm), end, rtol=1e-4, atol=1e-5 * np.abs(end).max())
-
-
-def test_a_lost_key_does_not_pull():
-    logits, wrong = np.float32([[2, 0, -1], [300, 0, -300]]), np.int32([1, 2])
-    p = np.exp(logits[0]) / np.exp(logits[0]).sum()
-    plain, bounded = (numpy(passkey_training.bounded_crossentropy(bound)(wrong, logits)) for bound in (0.0, 0.7))
-    np.testing.assert_allclose(plain, [-np.log(p[1]), 600], rtol=1e-5)
-    np.testing.assert_allclose(bounded, [(1 - p[1] ** 0.7) / 0.7, 1 / 0.7], rtol=1e-5)
