@@ -6,8 +6,8 @@
 
 Every figure comes from a process of its own. `chunked` is this package's default loss, `plain` the loss of all logits
 on the same model, `stock` KerasHub's own model with its own loss, `peft` the model of a GGUF file by `transformers` and
-`peft`. LoRA is on queries and values. Memory is the process's peak, and by how much that is more than the process held
-before the step. Time is the median of the steps after the first.
+`peft`. LoRA is on queries and values. Memory is the peak of the accelerator, or of the process where there is none, and
+by how much that is more than was held before the step. Time is the median of the steps after the first.
 """
 
 import argparse

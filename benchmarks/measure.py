@@ -53,6 +53,25 @@ def resident():
         return int(file.read().split()[1]) * resource.getpagesize() / MIB
 
 
+def accelerator_memory():
+    """MiB that are held on the accelerator now and were at most, or None where this backend has none."""
+    if keras.config.backend() == "torch":
+        import torch
+
+        found = torch.cuda.is_available() and (torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated())
+    elif keras.config.backend() == "jax":
+        import jax
+
+        stats = jax.local_devices()[0].memory_stats()  # None on CPU
+        found = stats and (stats["bytes_in_use"], stats["peak_bytes_in_use"])
+    else:
+        import tensorflow as tf
+
+        info = tf.config.list_physical_devices("GPU") and tf.config.experimental.get_memory_info("GPU:0")
+        found = info and (info["current"], info["peak"])
+    return tuple(x / MIB for x in found) if found else None
+
+
 class PeakMemory:
     """Context manager: by how many MiB the process grew at most inside, sampled every 2 ms."""
 
@@ -104,7 +123,8 @@ def memory(size, name, length, mode, repeats, remat=False):
 def lora_step(size, loss, length, repeats, preset=None, gguf=None, dtype="float32", remat=False, **options):
     """MiB at most and by how much the steps grew to it, seconds of later steps, and the first step's loss.
 
-    `loss` "peft" is a step of `transformers` and `peft` on the weights of the file `gguf`.
+    Memory is the accelerator's, if there is one, and else the process's. `loss` "peft" is a step of `transformers` and
+    `peft` on the weights of the file `gguf`.
     """
     if loss == "peft":
         import peers
@@ -118,13 +138,17 @@ def lora_step(size, loss, length, repeats, preset=None, gguf=None, dtype="float3
             return float(np.asarray(lm.train_on_batch(inputs, targets)).ravel()[0])
 
     gc.collect()
-    seconds, values = [], []
-    with PeakMemory() as peak:
+    seconds, values, before = [], [], accelerator_memory()
+    with PeakMemory() as process:
         for _ in range(1 + repeats):
             start = time.perf_counter()
             values.append(step())
             seconds.append(time.perf_counter() - start)
-    return {"peak": peak.before + peak.mib, "step": peak.mib, "seconds": seconds[1:], "loss": values[0]}
+    peak, grown = process.before + process.mib, process.mib
+    if before:
+        peak = accelerator_memory()[1]
+        grown = peak - before[0]
+    return {"peak": peak, "step": grown, "seconds": seconds[1:], "loss": values[0]}
 
 
 def stream(size, tokens, chunk, repeats):

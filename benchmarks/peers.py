@@ -93,9 +93,10 @@ def lora(gguf, length, dtype="float32", remat=False):
     model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=["q_proj", "v_proj"]))
     if remat:
         model.gradient_checkpointing_enable()
-    model.train()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device).train()
     inputs, targets = models.batch(model.config.vocab_size, length)
-    ids, targets = (torch.from_numpy(x).long() for x in (inputs["token_ids"], targets))
+    ids, targets = (torch.from_numpy(x).long().to(device) for x in (inputs["token_ids"], targets))
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-4)
 
     def step():
@@ -103,7 +104,7 @@ def lora(gguf, length, dtype="float32", remat=False):
         loss = model(ids, shift_labels=targets, labels=targets, use_cache=False).loss
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 

@@ -3,7 +3,7 @@
     python benchmarks/remember/train.py --tokens tokens.npz --preset FOLDER --name key
     python benchmarks/remember/train.py --tokens tokens.npz --preset FOLDER --name text --key-rows 0 --steps 300 ...
 
-With `--teach K`, rows of text are learned from the frozen model with full attention: its K likeliest tokens a place.
+With `--teach`, rows of text are learned from what the frozen model with full attention holds for likely at each place.
 Writes `NAME.json`, as it goes, and the adapters `NAME.lora.safetensors` to the folder `--out`.
 """
 
@@ -16,7 +16,7 @@ import keras
 import keras_hub
 import numpy as np
 from probes import hold, overwrite, text_losses
-from teacher import SoftCrossentropy, Teacher, taught
+from teacher import Pupil, Teacher, taught
 from texts import batches
 
 import keras_fam
@@ -49,7 +49,7 @@ def build(options, start_token_id):
         stateful_batch_size=options.key_rows + options.text_rows,
         **memory,
     )
-    return keras_fam.FAMCausalLM(backbone)
+    return Pupil(backbone) if options.teach else keras_fam.FAMCausalLM(backbone)
 
 
 class Plan(keras.callbacks.Callback):
@@ -73,13 +73,20 @@ class Plan(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         entry = {"step": (epoch + 1) * EPOCH, "seconds": round(time.time() - self.started, 1), **_rounded(logs)}
-        if self.options.key_rows and (epoch + 1) % self.options.probe == 0:
+        if (epoch + 1) % self.options.probe == 0:
             if hasattr(self.model, "jax_state_sync"):  # On jax, `fit` keeps the variables' values to itself.
                 self.model.jax_state_sync()
-            entry["hold"] = hold(self.model.backbone, self.arrays, (1, 2, 4, 16), self.options.texts)
+            self.model.save_lora_weights(adapters(self.options))
+            if self.options.key_rows:
+                entry["hold"] = hold(self.model.backbone, self.arrays, (1, 2, 4, 16), self.options.texts)
         self.report("log", entry)
         if self.options.steps == 0 and time.time() - self.started > 60 * self.options.minutes:
             self.model.stop_training = True
+
+
+def adapters(options):
+    """The file of what is trained; an interrupted run leaves those of its last probe."""
+    return str(options.out / f"{options.name}.lora.safetensors")
 
 
 def _rounded(logs):
@@ -103,7 +110,7 @@ def main():
     parser.add_argument("--key-rows", type=int, default=40)
     parser.add_argument("--text-rows", type=int, default=8)
     parser.add_argument("--text-restart", type=float, default=0.05, help="share of rows of text that begin anew")
-    parser.add_argument("--teach", type=int, default=0, help="likeliest tokens that the frozen model tells; 0: none")
+    parser.add_argument("--teach", action="store_true", help="rows of text are learned from the frozen model")
     parser.add_argument("--text-weight", type=float, default=0.1, help="of a token of text; of a digit it is 1")
     parser.add_argument("--length", type=int, default=384, help="tokens of a row a step")
     parser.add_argument("--block-size", type=int, default=64)
@@ -114,7 +121,7 @@ def main():
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=7.4, help="if no steps are given; 0 to measure only")
-    parser.add_argument("--probe", type=int, default=15, help="epochs of 20 steps between probes")
+    parser.add_argument("--probe", type=int, default=15, help="epochs of 20 steps between probes, which save too")
     parser.add_argument("--piece", type=int, default=4096)
     parser.add_argument("--held-out", type=int, nargs=2, default=(16, 8192), help="rows and tokens of held-out text")
     parser.add_argument("--texts", type=int, default=100, help="PassKey texts that are asked")
@@ -143,8 +150,7 @@ def main():
         lm.load_lora_weights(options.resume)
     lm.compile(
         optimizer=keras.optimizers.AdamW(options.rate, weight_decay=0.0, beta_2=0.98, global_clipnorm=1.0),
-        loss=SoftCrossentropy() if options.teach else keras_fam.ChunkedCrossentropy(piece=options.piece),
-        weighted_metrics=[] if options.teach else "auto",
+        loss=keras_fam.ChunkedCrossentropy(piece=options.piece),
         jit_compile=keras.config.backend() != "torch",
     )
     report("trained_weights", sum(int(np.prod(w.shape)) for w in lm.trainable_weights))
@@ -153,8 +159,8 @@ def main():
         arrays, options.key_rows, options.text_rows, options.length, options.text_weight, options.seed, stage
     )
     if options.teach:
-        teacher = Teacher(options.preset, options.length + 1, options.teach, options.dtype)
-        data = taught(data, teacher, int(arrays["start"][0]), options.key_rows, options.block_size)
+        teacher = Teacher(options.preset, options.length, options.dtype)
+        data = taught(data, teacher, int(arrays["start"][0]), options.key_rows)
     if options.steps or options.minutes:
         lm.fit(
             data,
@@ -163,7 +169,7 @@ def main():
             verbose=0,
             callbacks=[Plan(options, stage, arrays, report)],
         )
-        lm.save_lora_weights(str(options.out / f"{options.name}.lora.safetensors"))
+        lm.save_lora_weights(adapters(options))
     measure(lm, arrays, options, report)
 
 
