@@ -30,6 +30,11 @@ DEFAULTS = {
     "memory_gate": -9.0,
     "sink_token_id": True,
 }
+STREAMS = {
+    "FAM": "one stream",
+    "FAM, calibrated": "one stream, gates calibrated",
+    "stock": "stock, windows of 2,048",
+}
 GATES = (-12.0, -9.0, -6.0, -5.0, -4.0, -3.0, 0.0)
 
 
@@ -45,13 +50,14 @@ def settings():
         for gate in GATES:
             arguments = {"block_size": 256, "memory_segments": 1, "fam_length": length, "sink_token_id": True}
             rows.append((f"FAM {length} gate {gate:g}", {**arguments, "memory_gate": gate}))
-    return rows + [(f"default gate {gate:g}", {**DEFAULTS, "memory_gate": gate}) for gate in (-12.0, -9.0, -6.0)]
+    rows += [(f"default gate {gate:g}", {**DEFAULTS, "memory_gate": gate}) for gate in (-12.0, -9.0, -6.0)]
+    return [*rows, ("default calibrated", {**DEFAULTS, "calibrated": True})]
 
 
 class Measured:
     """A stock model, its text as ids, and the losses of models that are made of its layers."""
 
-    def __init__(self, preset, text):
+    def __init__(self, preset, text, calibration=None):
         import keras
         import keras_hub
         from keras import ops
@@ -60,13 +66,14 @@ class Measured:
         tokenizer = lm.preprocessor.tokenizer
         self.stock, self.start = lm.backbone, tokenizer.start_token_id
         self.ids = np.asarray(tokenizer.tokenize(text), "int32")
+        self.calibration = None if calibration is None else [self.start, *map(int, tokenizer.tokenize(calibration))]
         hidden, target = keras.Input((self.stock.hidden_dim,)), keras.Input((), dtype="int32")
         logits = self.stock.token_embedding(hidden, reverse=True)
         loss = -ops.take_along_axis(ops.log_softmax(logits), target[:, None], axis=-1)[:, 0]
         self.head = keras.Model([hidden, target], loss)
 
     def memory(self, **arguments):
-        """A `FAMBackbone` on the stock layers."""
+        """A `FAMBackbone` on the stock layers; `calibrated` if its gates are set on the text for that."""
         import keras
 
         import keras_fam
@@ -74,7 +81,12 @@ class Measured:
         keras.utils.set_random_seed(0)  # of the prompt's rows
         if arguments.get("sink_token_id"):
             arguments["sink_token_id"] = self.start
-        return keras_fam.FAMBackbone(self.stock, **arguments)
+        calibrated = arguments.pop("calibrated", False)
+        backbone = keras_fam.FAMBackbone(self.stock, **arguments)
+        if calibrated:
+            gates = keras_fam.FAMCausalLM(backbone).calibrate_gates(self.calibration)
+            print("gates", np.round(gates, 1).tolist(), flush=True)
+        return backbone
 
     def losses(self, hidden, targets, every=1):
         """Nats of every so many-th target: float `[targets / every]`. Logits are made for 256 places at a time."""
@@ -145,7 +157,7 @@ def table(model, name, options):
     if "stock" not in done:
         _store(("table", name, "stock"), [*_mean(model.of_windows(ids, every)), every])
     for row, arguments in settings():
-        if row in done or (only and row not in only):
+        if row in done or (only and row not in only) or (arguments.get("calibrated") and model.calibration is None):
             continue
         _store(("table", name, row), [*_mean(model.of_text(model.memory(**arguments), ids, every)), every])
 
@@ -155,16 +167,17 @@ def stream(model, name, options):
     ids = model.ids[options.first : options.first + STREAM]
     spans = {"start": slice(CHUNK, CHUNK + TOKENS), "end": slice(STREAM - TOKENS, STREAM)}
     done = _stored().get("stream", {}).get(name, {})
-    if "FAM" not in done:
+    kind = "FAM" if model.calibration is None else "FAM, calibrated"
+    if kind not in done:
 
         def every(first):
             return options.every if any(span.start <= first < span.stop for span in spans.values()) else 16
 
-        found = model.of_stream(model.memory(**DEFAULTS), ids, every)
+        found = model.of_stream(model.memory(**DEFAULTS, calibrated=model.calibration is not None), ids, every)
         for end, span in spans.items():
             inside = [losses for first, _, losses in found if span.start <= first < span.stop]
-            _store(("stream", name, "FAM", end), _mean(np.concatenate(inside)))
-        _store(("stream", name, "FAM", "chunks"), [float(np.mean(losses)) for *_, losses in found])
+            _store(("stream", name, kind, end), _mean(np.concatenate(inside)))
+        _store(("stream", name, kind, "chunks"), [float(np.mean(losses)) for *_, losses in found])
     for end, span in spans.items():
         if end not in done.get("stock", {}):
             _store(("stream", name, "stock", end), _mean(model.of_windows(ids[span], options.every)))
@@ -206,14 +219,17 @@ def label(row):
     if kind == "BSWA":
         return f"BSWA, B={rest[0]}, m={rest[1]}" + (", sink" if "sink" in rest else "")
     if kind == "default":
-        return f"`from_preset`'s sizes: FAM, B=1,024, m=3, N=64, sink, gate {rest[1]}"
+        gates = "gates calibrated" if rest == ["calibrated"] else f"gate {rest[1]}"
+        return f"`from_preset`'s sizes: FAM, B=1,024, m=3, N=64, sink, {gates}"
     return f"FAM, B=256, m=1, N={rest[0]}, sink, gate {rest[2]}"
 
 
 def _stream_lines(found):
     lines = ["| | tokens 2,048 to 10,240 | the last 8,192 |", "|---|---|---|"]
     for model, rows in found.items():
-        for kind, name in (("FAM", "one stream"), ("stock", "stock, windows of 2,048")):
+        for kind, name in STREAMS.items():
+            if kind not in rows:
+                continue
             cells = [f"{rows[kind][end][0]:.3f}" if end in rows.get(kind, {}) else "" for end in ("start", "end")]
             lines.append(f"| {model}, {name} | " + " | ".join(cells) + " |")
     return lines
@@ -242,8 +258,11 @@ def _draw(results):
     left.set_xlabel("nats a token above the stock model in windows of 2,048 (linear to 0.1, then logarithmic)")
     left.legend()
     for (model, found), color in zip(streams.items(), ("C0", "C1")):
-        chunks = found["FAM"]["chunks"]
-        right.plot(np.arange(len(chunks)) * CHUNK, chunks, color=color, label=f"{model}, one stream, FAM untrained")
+        for kind, style in (("FAM", "-"), ("FAM, calibrated", ":")):
+            if kind in found:
+                chunks = found[kind]["chunks"]
+                label_ = f"{model}, {STREAMS[kind]}, FAM untrained"
+                right.plot(np.arange(len(chunks)) * CHUNK, chunks, style, color=color, label=label_)
         for end, place in (("start", CHUNK), ("end", STREAM - TOKENS)):
             if end in found.get("stock", {}):
                 label_ = f"{model}, stock, windows of 2,048" if end == "start" else None
@@ -263,13 +282,16 @@ def main():
     parser.add_argument("--text")
     parser.add_argument("--first", type=int, default=0, help="the first token of the text that is measured")
     parser.add_argument("--every", type=int, default=1, help="measure every so many-th token")
+    parser.add_argument("--calibrate", help="a text on which gates are calibrated, for rows and a stream of their own")
     parser.add_argument("--only", help="names of rows, with commas between")
     options = parser.parse_intermixed_args()
     if options.what == "report":
         return report()
     text = Path(options.text).read_text(encoding="utf-8")
+    calibration = Path(options.calibrate).read_text(encoding="utf-8") if options.calibrate else None
     for preset in options.presets:
-        {"table": table, "stream": stream}[options.what](Measured(preset, text), Path(preset).name, options)
+        model = Measured(preset, text, calibration)
+        {"table": table, "stream": stream}[options.what](model, Path(preset).name, options)
 
 
 if __name__ == "__main__":

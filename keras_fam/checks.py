@@ -31,6 +31,14 @@ def check_probability(name, value):
     return float(value)
 
 
+def check_share(name, value):
+    """Raises TypeError if `value` is no number, ValueError if it is not between 0 and 1."""
+    _check_number(name, value)
+    if not 0.0 < value < 1.0:
+        raise ValueError(f"`{name}` must be above 0 and below 1. Received: {name}={value}.")
+    return float(value)
+
+
 def check_keywords(keywords, allowed):
     """Raises TypeError for a keyword argument that does not exist; Keras itself takes any and ignores it."""
     unknown = {name: value for name, value in keywords.items() if name not in allowed}

@@ -7,6 +7,7 @@ from helpers.models import FAMILIES, fam_backbone, forward, numpy, token_ids
 from keras import ops
 
 import keras_fam
+from keras_fam.memory.maps import attention_maps
 from keras_fam.memory.sequence import attend_sequence
 from keras_fam.memory.state import Beginning
 from keras_fam.plots.attention import attention_map
@@ -58,7 +59,7 @@ def test_attention_map_is_what_the_layer_does(family, sink_token_id):
     parts, start = layer.parts, backbone.start_of_memory()
     hidden = backbone.family.embed(ops.convert_to_tensor(ids), ops.arange(ids.shape[1])[None])
     expected, _ = attend_sequence(layer.core, hidden, Beginning(start["fam"], sink=start.get("sink")))
-    weights = [attention_map(backbone, ids, 0, head)[0] for head in range(parts.num_query_heads)]
+    weights, _ = attention_maps(layer.core, hidden, Beginning(start["fam"], sink=start.get("sink")))
     value = numpy(parts.project_key_value(parts.normalize(hidden))[1])[0]
     for tau in range(blocks):
         # The values of FAM that the block sees, the sink's before them, are in the state of a stream that came here.

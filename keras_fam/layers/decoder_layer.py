@@ -16,7 +16,7 @@ from keras_fam.layers.parts_config import parts_from_config, parts_to_config
 from keras_fam.layers.shapes import ShapedLikeInputs
 from keras_fam.layers.streams import StreamsAlone
 from keras_fam.memory.core import Core
-from keras_fam.memory.maps import attention_map
+from keras_fam.memory.maps import attention_maps, memory_share
 from keras_fam.memory.options import MemoryOptions
 from keras_fam.memory.parts import DecoderParts
 from keras_fam.memory.sequence import attend_sequence, complete_tokens, lift_prompt
@@ -285,7 +285,21 @@ class FAMDecoderLayer(
             `(weights, marks)`: float `[s, s]`, queries by keys, and the `(start, stop)` of the rows and columns of the
             sink and of each FAM.
         """
-        return attention_map(self.core, inputs, Beginning(fam, sink=sink), head)
+        weights, marks = attention_maps(self.core, inputs, Beginning(fam, sink=sink))
+        return weights[head], marks
+
+    def memory_share(self, inputs: Tensor, fam: Tensor, sink: Tensor | None = None) -> np.ndarray:
+        """How much of its attention each token gives to FAM; see `FAMCausalLM.calibrate_gates`.
+
+        Args:
+            inputs: float `[1, length, d]`.
+            fam: float `[1, N, d]`, the prompt at this layer.
+            sink: float `[1, 1, d]`, the start token at this layer, or None.
+
+        Returns:
+            float32 `[length, h]`, from 0 to 1, of each query head.
+        """
+        return memory_share(self.core, inputs, Beginning(fam, sink=sink))
 
     # === Shapes and configuration ===
 

@@ -1,4 +1,7 @@
-"""What attends to what in one layer: the attention weights of a short text, block by block, for pictures and tests."""
+"""What attends to what in one layer: the attention weights of a short text, block by block."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from keras import ops
@@ -11,10 +14,8 @@ from keras_fam.memory.state import Beginning, Sink
 from keras_fam.types import Tensor
 
 
-def attention_map(
-    core: Core, inputs: Tensor, beginning: Beginning, head: int
-) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """The attention weights of one head, tokens and FAM.
+def attention_maps(core: Core, inputs: Tensor, beginning: Beginning) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """The attention weights of every head, tokens and FAM.
 
     Both axes run through the text as the layer's memory sees it: the sink if there is one, the learned prompt, block 0,
     F_0, block 1, F_1 and so on.
@@ -23,13 +24,78 @@ def attention_map(
         core: `Core`.
         inputs: `[1, length, d]`, I.
         beginning: `Beginning`; its `fam` is the prompt `[1, N, d]`, or None.
-        head: int, index of the query head.
 
     Returns:
-        `(weights, marks)`: float `[s, s]`, queries by keys, each row that attends summing to 1, and the `(start, stop)`
-        of the rows and columns of the sink and of each FAM. Only whole blocks make a row of FAM; the rows of sink and
-        prompt are empty.
+        `(weights, marks)`: float `[h, s, s]`, queries by keys, each row that attends summing to 1, and the
+        `(start, stop)` of the rows and columns of the sink and of each FAM. Only whole blocks make a row of FAM; the
+        rows of sink and prompt are empty.
     """
+    size, length = core.options.block_size, 0 if beginning.fam is None else beginning.fam.shape[1]
+    sinks, tokens = 0 if beginning.sink is None else 1, inputs.shape[1]
+    blocks, stride = -(-tokens // size), size + length
+    weights = np.zeros((core.parts.num_query_heads, *(sinks + length + blocks * stride,) * 2))
+    for look in _looks(core, inputs, beginning):
+        slots, heads = look.key.shape[1], look.key.shape[2]
+        # A value that is 1 in its own place only: what attention makes of them are its weights.
+        values = ops.broadcast_to(ops.eye(slots, dtype=look.key.dtype)[None, :, None], (1, slots, heads, slots))
+        made = look.attend(core, values)
+        weights[:, look.row : look.row + made.shape[0], look.columns] = made.swapaxes(0, 1)
+    last = sinks + length + tokens + length * (tokens // size)
+    marks = [(0, sinks)] * sinks
+    marks += [(sinks + tau * stride, sinks + tau * stride + length) for tau in range(blocks + 1) if length]
+    return weights[:, :last, :last], [mark for mark in marks if mark[1] <= last]
+
+
+def memory_share(core: Core, inputs: Tensor, beginning: Beginning) -> np.ndarray:
+    """How much of its attention each token gives to FAM.
+
+    Args:
+        core: `Core`.
+        inputs: `[1, length, d]`, I.
+        beginning: `Beginning`; its `fam` is the prompt `[1, N, d]`.
+
+    Returns:
+        float32 `[length, h]`, from 0 to 1.
+    """
+    shares, length = [], 0 if beginning.fam is None else beginning.fam.shape[1]
+    for look in _looks(core, inputs, beginning):
+        if look.of_tokens:
+            _, slots, heads, _ = look.key.shape
+            memory = ops.cast(ops.arange(slots) >= slots - length, "float32")
+            values = ops.broadcast_to(memory[None, :, None, None], (1, slots, heads, 1))
+            shares.append(look.attend(core, values)[..., 0])
+    return np.concatenate(shares)
+
+
+class Look(NamedTuple):
+    """Some queries and what they see: the tokens of a block, or FAM when it is updated.
+
+    Attributes:
+        of_tokens: bool.
+        row: int, of the first query in the map.
+        query: `[1, t, h, c]`, rotated.
+        key: `[1, s, k, c]`, rotated; FAM's are the last.
+        columns: int array `[s]`, of the keys in the map.
+        mask: bool `[1, t, s]`.
+        bias: float32 `[s]`, or None.
+    """
+
+    of_tokens: bool
+    row: int
+    query: Tensor
+    key: Tensor
+    columns: np.ndarray
+    mask: Tensor
+    bias: Tensor | None
+
+    def attend(self, core: Core, values: Tensor) -> np.ndarray:
+        """Attention on other values, `[1, s, k, v]`: float32 `[t, h, v]`. A tiny weight is one in float16 too."""
+        query, key, values = (ops.cast(x, "float32") for x in (self.query, self.key, values))
+        return ops.convert_to_numpy(core.parts.attend(query, key, values, self.mask, key_bias=self.bias))[0]
+
+
+def _looks(core: Core, inputs: Tensor, beginning: Beginning) -> Iterator[Look]:
+    """Every block's tokens, and behind each whole block FAM's update."""
     parts, size = core.parts, core.options.block_size
     x = parts.normalize(inputs)
     query, (key, value) = parts.project_query(x), parts.project_key_value(x)
@@ -38,12 +104,10 @@ def attention_map(
     tokens, stride = inputs.shape[1], size + length
     before, own_places = ops.arange(-length, 0), ops.arange(size - length, size)
     fam = _first_fam(core, beginning, length)
-    blocks = -(-tokens // size)
-    weights = np.zeros((sinks + length + blocks * stride,) * 2)
-    for tau in range(blocks):
+    for tau in range(-(-tokens // size)):
         span, count = slice(tau * size, (tau + 1) * size), min(size, tokens - tau * size)
         places, own = ops.arange(count), sinks + length + tau * stride
-        seen = []  # (key, columns, mask) of what the block's tokens see
+        seen: list[tuple[Tensor, np.ndarray, Tensor]] = []  # (key, columns, mask) of what the block's tokens see
         for past in range(max(0, tau - core.segments), tau + 1):
             key_places = ops.arange((past - tau) * size, (past - tau) * size + min(size, tokens - past * size))
             part = parts.rotate(key[:, past * size : (past + 1) * size], key_places)
@@ -53,20 +117,23 @@ def attention_map(
         if fam is not None:
             seen.append((fam.key, memory, ops.ones((count, sinks + length), "bool")))
         bias = core.gate_bias(sum(len(columns) for _, columns, _ in seen), length)
-        _write(weights, core, head, (parts.rotate(query[:, span], places), own), seen, bias)
+        yield _look(True, own, parts.rotate(query[:, span], places), seen, bias)
         if fam is not None and length and count == size:
             block = Block(parts.rotate(key[:, span], places), value[:, span], None, parts.rotation(own_places))
-            everything = [
-                (fam.key, memory, ops.ones((length, sinks + length), "bool")),
+            seen = [
                 (block.key, own + np.arange(size), ops.ones((length, size), "bool")),
+                (fam.key, memory, ops.ones((length, sinks + length), "bool")),
             ]
-            _write(weights, core, head, (parts.rotate(fam.query, own_places), own + size), everything, None)
+            yield _look(False, own + size, parts.rotate(fam.query, own_places), seen, None)
             sink = Sink(fam.key[:, :sinks], fam.value[:, :sinks]) if sinks else None
             fam = project_fam(core, *update_fam(core, fam, block), parts.rotation(before), sink)
-    last = sinks + length + tokens + length * (tokens // size)
-    marks = [(0, sinks)] * sinks
-    marks += [(sinks + tau * stride, sinks + tau * stride + length) for tau in range(blocks + 1) if length]
-    return weights[:last, :last], [mark for mark in marks if mark[1] <= last]
+
+
+def _look(of_tokens, row, query, seen, bias):
+    """A `Look` at several parts, each `(key, columns, mask)`."""
+    keys, columns, masks = zip(*seen)
+    mask = ops.concatenate(masks, axis=1)[None]
+    return Look(of_tokens, row, query, ops.concatenate(keys, axis=1), np.concatenate(columns), mask, bias)
 
 
 def _first_fam(core, beginning, length):
@@ -80,17 +147,3 @@ def _first_fam(core, beginning, length):
         fam = beginning.sink[:, :0] if fam is None else fam
     vectors = ops.cast(fam, core.parts.fam_dtype)
     return project_fam(core, vectors, ops.zeros((1,), "bool"), core.parts.rotation(ops.arange(-length, 0)), sink)
-
-
-def _write(weights, core, head, queries, seen, bias):
-    """Puts the weights of rotated queries `[1, t, h, c]`, from a row on, over all keys where they belong."""
-    query, row = queries
-    keys = ops.concatenate([key for key, _, _ in seen], axis=1)
-    slots, heads = keys.shape[1], keys.shape[2]
-    # A value that is 1 in its own place only: what attention makes of them are its weights.
-    values = ops.broadcast_to(ops.eye(slots, dtype=keys.dtype)[None, :, None], (1, slots, heads, slots))
-    mask = ops.concatenate([mask for _, _, mask in seen], axis=1)[None]
-    made = core.parts.attend(query, keys, values, mask, key_bias=bias)
-    made = ops.convert_to_numpy(ops.cast(made, "float32"))[0, :, head]
-    columns = np.concatenate([columns for _, columns, _ in seen])
-    weights[row : row + made.shape[0], columns] = made

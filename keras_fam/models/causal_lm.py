@@ -15,6 +15,7 @@ from keras_fam.memory.options import MEMORY_ARGUMENTS
 from keras_fam.memory.state import StreamState
 from keras_fam.models.backbone import FAMBackbone
 from keras_fam.models.batches import TakesTextsAndIds
+from keras_fam.models.gates import CalibratesGates
 from keras_fam.models.generating import Generates
 from keras_fam.models.inputs import ChecksInputs
 from keras_fam.models.presets import SavesWhole, load_task, save_preset
@@ -35,6 +36,7 @@ class FAMCausalLM(
     TakesTextsAndIds,
     Generates,
     Scores,
+    CalibratesGates,
     RegistersParameters,
     keras_hub.models.CausalLM,
 ):
