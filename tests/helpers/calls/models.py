@@ -124,6 +124,9 @@ MODELS = {
     "FAMCausalLM.__call__": Call(
         lambda w: dict(inputs=w.inputs), lambda w: w.lm, also=INPUTS, meaning={"inputs": "padding_mask as bools"}
     ),
+    "FAMCausalLM.calibrate_gates": Call(
+        lambda w: dict(text=w.ids, share=0.01), own("calibrate_gates", "gated_lm"), meaning={"text": "of less rank"}
+    ),
     "FAMCausalLM.compile": Call(
         lambda w: dict(
             optimizer="adam",

@@ -45,6 +45,11 @@ class World:
         return lm
 
     @functools.cached_property
+    def gated_lm(self):
+        """A language model whose gates a call may change."""
+        return keras_fam.FAMCausalLM(fam_backbone("gpt2", stock={"num_layers": 1}, memory_gate=-9.0))
+
+    @functools.cached_property
     def tokenizer(self):
         return gpt2_tokenizer()
 
