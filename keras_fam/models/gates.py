@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_fam.backend.compiled import without_gradients
 from keras_fam.checks import check_share
 from keras_fam.models.inputs import checked
 from keras_fam.models.reading import open_texts
@@ -61,7 +62,7 @@ class CalibratesGates(MixedIn):
         gates = [float(ops.convert_to_numpy(layer.memory_gate)) for layer in layers]
         try:
             _set(layers, [SHUT] * len(layers))
-            gates = [_gate(shares, share) for shares in _shares(backbone, token_ids)]
+            gates = without_gradients(_calibrated)(backbone, token_ids, share)
         finally:
             _set(layers, gates)
         return gates
@@ -79,6 +80,10 @@ def _beginning(lm: Any, text: Any) -> np.ndarray:
             f"`text` must be longer than a block, which is {size} tokens. Received: {len(token_ids)} tokens."
         )
     return np.asarray([token_ids], "int32")
+
+
+def _calibrated(backbone: Any, token_ids: np.ndarray, share: float) -> list[float]:
+    return [_gate(shares, share) for shares in _shares(backbone, token_ids)]
 
 
 def _shares(backbone: Any, token_ids: np.ndarray) -> Iterator[np.ndarray]:
