@@ -21,7 +21,7 @@ WINDOW = 2048  # of the stock model, which reads each window anew, its start tok
 TOKENS = 8192
 CHUNK = 2048
 STREAM = 49 * CHUNK
-SHAPES = ((256, 1), (128, 1), (512, 1), (64, 0))
+SHAPES = ((256, 1), (128, 1), (512, 1), (64, 0), (1024, 3))
 # Of `from_preset` on a stock preset with rotary positions.
 DEFAULTS = {
     "block_size": 1024,
@@ -217,7 +217,7 @@ def label(row):
     """A row's name in words."""
     kind, *rest = row.split()
     if kind == "BSWA":
-        return f"BSWA, B={rest[0]}, m={rest[1]}" + (", sink" if "sink" in rest else "")
+        return f"BSWA, B={int(rest[0]):,}, m={rest[1]}" + (", sink" if "sink" in rest else "")
     if kind == "default":
         gates = "gates calibrated" if rest == ["calibrated"] else f"gate {rest[1]}"
         return f"`from_preset`'s sizes: FAM, B=1,024, m=3, N=64, sink, {gates}"
@@ -254,9 +254,10 @@ def _draw(results):
     left.invert_yaxis()
     left.axvline(0, color="gray", linewidth=1)
     left.set_xscale("symlog", linthresh=0.1)
-    left.set_xticks([0, 0.05, 0.1, 0.2, 0.5, 1, 2], ["0", "0.05", "0.1", "0.2", "0.5", "1", "2"])
+    ticks = ["-0.1", "-0.05", "0", "0.05", "0.1", "0.2", "0.5", "1", "2"]
+    left.set_xticks([float(tick) for tick in ticks], ticks)
     left.set_xlabel("nats a token above the stock model in windows of 2,048 (linear to 0.1, then logarithmic)")
-    left.legend()
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     for (model, found), color in zip(streams.items(), ("C0", "C1")):
         for kind, style in (("FAM", "-"), ("FAM, calibrated", ":")):
             if kind in found:
@@ -270,8 +271,7 @@ def _draw(results):
     if streams:
         right.set_xlabel("tokens read")
         right.set_ylabel("nats a token, mean over 2,048")
-        right.set_ylim(top=right.get_ylim()[1] + 0.7)  # room for the legend
-        right.legend(loc="upper right", fontsize=8)
+        right.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
     figure.savefig(DOCS / "attach.png", dpi=100)
 
 
