@@ -34,10 +34,11 @@ def test_fam_takes_the_share_that_it_should(family, sink):
     start, size = backbone.start_of_memory(), backbone.block_size
     hidden = backbone.family.embed(ops.convert_to_tensor(ids), ops.arange(12)[None])
     beginning = Beginning(start["fam"], sink=start.get("sink"))
-    weights, marks = attention_maps(backbone.transformer_layers[0].core, hidden, beginning)
+    heads = range(backbone.transformer_layers[0].parts.num_query_heads)
+    weights, marks = attention_maps(backbone.transformer_layers[0].core, hidden, beginning, heads)
     memory = marks[int(sink is not None) : -1]
     shares = np.concatenate([weights[:, stop : stop + size, start:stop].sum(axis=2) for start, stop in memory], axis=1)
-    assert shares.shape == (backbone.transformer_layers[0].parts.num_query_heads, 12)
+    assert shares.shape == (len(heads), 12)
     odds = np.quantile(np.log(shares / (1 - shares)), 0.99, axis=1).max()
     assert 1 / (1 + np.exp(-odds)) == pytest.approx(share, rel=1e-3)
 

@@ -59,7 +59,8 @@ def test_attention_map_is_what_the_layer_does(family, sink_token_id):
     parts, start = layer.parts, backbone.start_of_memory()
     hidden = backbone.family.embed(ops.convert_to_tensor(ids), ops.arange(ids.shape[1])[None])
     expected, _ = attend_sequence(layer.core, hidden, Beginning(start["fam"], sink=start.get("sink")))
-    weights, _ = attention_maps(layer.core, hidden, Beginning(start["fam"], sink=start.get("sink")))
+    beginning = Beginning(start["fam"], sink=start.get("sink"))
+    weights, _ = attention_maps(layer.core, hidden, beginning, range(parts.num_query_heads))
     value = numpy(parts.project_key_value(parts.normalize(hidden))[1])[0]
     for tau in range(blocks):
         # The values of FAM that the block sees, the sink's before them, are in the state of a stream that came here.

@@ -285,8 +285,8 @@ class FAMDecoderLayer(
             `(weights, marks)`: float `[s, s]`, queries by keys, and the `(start, stop)` of the rows and columns of the
             sink and of each FAM.
         """
-        weights, marks = attention_maps(self.core, inputs, Beginning(fam, sink=sink))
-        return weights[head], marks
+        weights, marks = attention_maps(self.core, inputs, Beginning(fam, sink=sink), [head])
+        return weights[0], marks
 
     def memory_share(self, inputs: Tensor, fam: Tensor, sink: Tensor | None = None) -> np.ndarray:
         """How much of its attention each token gives to FAM; see `FAMCausalLM.calibrate_gates`.

@@ -1,6 +1,6 @@
 """What attends to what in one layer: the attention weights of a short text, block by block."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +14,10 @@ from keras_fam.memory.state import Beginning, Sink
 from keras_fam.types import Tensor
 
 
-def attention_maps(core: Core, inputs: Tensor, beginning: Beginning) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """The attention weights of every head, tokens and FAM.
+def attention_maps(
+    core: Core, inputs: Tensor, beginning: Beginning, heads: Sequence[int]
+) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """The attention weights of some heads, tokens and FAM.
 
     Both axes run through the text as the layer's memory sees it: the sink if there is one, the learned prompt, block 0,
     F_0, block 1, F_1 and so on.
@@ -24,21 +26,22 @@ def attention_maps(core: Core, inputs: Tensor, beginning: Beginning) -> tuple[np
         core: `Core`.
         inputs: `[1, length, d]`, I.
         beginning: `Beginning`; its `fam` is the prompt `[1, N, d]`, or None.
+        heads: sequence of int, indices of query heads.
 
     Returns:
-        `(weights, marks)`: float `[h, s, s]`, queries by keys, each row that attends summing to 1, and the
+        `(weights, marks)`: float `[heads, s, s]`, queries by keys, each row that attends summing to 1, and the
         `(start, stop)` of the rows and columns of the sink and of each FAM. Only whole blocks make a row of FAM; the
         rows of sink and prompt are empty.
     """
     size, length = core.options.block_size, 0 if beginning.fam is None else beginning.fam.shape[1]
     sinks, tokens = 0 if beginning.sink is None else 1, inputs.shape[1]
     blocks, stride = -(-tokens // size), size + length
-    weights = np.zeros((core.parts.num_query_heads, *(sinks + length + blocks * stride,) * 2))
+    weights = np.zeros((len(heads), *(sinks + length + blocks * stride,) * 2))
     for look in _looks(core, inputs, beginning):
-        slots, heads = look.key.shape[1], look.key.shape[2]
+        _, slots, key_heads, _ = look.key.shape
         # A value that is 1 in its own place only: what attention makes of them are its weights.
-        values = ops.broadcast_to(ops.eye(slots, dtype=look.key.dtype)[None, :, None], (1, slots, heads, slots))
-        made = look.attend(core, values)
+        values = ops.broadcast_to(ops.eye(slots, dtype=look.key.dtype)[None, :, None], (1, slots, key_heads, slots))
+        made = look.attend(core, values)[:, list(heads)]
         weights[:, look.row : look.row + made.shape[0], look.columns] = made.swapaxes(0, 1)
     last = sinks + length + tokens + length * (tokens // size)
     marks = [(0, sinks)] * sinks

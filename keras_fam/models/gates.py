@@ -1,7 +1,7 @@
 """Gates that suit a pretrained model: how far each layer's is shut before anything is trained."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_fam.backend.compiled import without_gradients
 from keras_fam.checks import check_share
-from keras_fam.models.inputs import checked
+from keras_fam.models.layer_inputs import layer_inputs
 from keras_fam.models.reading import open_texts
 from keras_fam.types import MixedIn, Tensor
 
@@ -83,28 +83,12 @@ def _beginning(lm: Any, text: Any) -> np.ndarray:
 
 
 def _calibrated(backbone: Any, token_ids: np.ndarray, share: float) -> list[float]:
-    return [_gate(shares, share) for shares in _shares(backbone, token_ids)]
-
-
-def _shares(backbone: Any, token_ids: np.ndarray) -> Iterator[np.ndarray]:
-    """What share of its attention each token gives to FAM in each head: float `[length, h]`, layer by layer."""
-    inputs = {}
-
-    def keep(x, index):
-        inputs[index + 1] = x
-        return x
-
-    with checked():
-        mask = ops.ones(token_ids.shape, "bool")
-        backbone.hidden_states(ops.convert_to_tensor(token_ids), mask, layer_intercept_fn=keep)
-    prompts = backbone.start_of_memory()
-    for index, layer in enumerate(backbone.transformer_layers):
-        yield layer.memory_share(inputs[index], **prompts)
-        prompts = {name: layer.lift_prompt(value) for name, value in prompts.items()}
+    looks = layer_inputs(backbone, token_ids)
+    return [_gate(layer.memory_share(inputs, **start), share) for layer, inputs, start in looks]
 
 
 def _gate(shares: np.ndarray, share: float) -> float:
-    """The gate at which FAM has `share`, of shares that were measured with the gate `SHUT`."""
+    """The gate at which FAM has `share`, of what it has, `[length, h]`, with the gate `SHUT`."""
     shares = np.clip(shares.astype("float64"), 1e-38, 1 - 1e-6)
     odds = np.quantile(np.log(shares) - np.log1p(-shares), MOST, axis=0) - SHUT
     return float(min(0.0, np.log(share) - np.log1p(-share) - odds.max()))

@@ -1,14 +1,14 @@
 """What attends to what: one head's attention map, tokens and FAM."""
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from keras import ops
 
 from keras_fam.checks import check_integer, check_token_ids, to_array
 from keras_fam.models.backbone import FAMBackbone
 from keras_fam.models.causal_lm import FAMCausalLM
-from keras_fam.models.inputs import checked
+from keras_fam.models.layer_inputs import layer_inputs
 from keras_fam.types import Tensor
 
 if TYPE_CHECKING:
@@ -83,12 +83,5 @@ def attention_map(
     check_integer("layer", layer, 0, backbone.num_layers - 1)
     check_integer("head", head, 0, backbone.transformer_layers[layer].parts.num_query_heads - 1)
 
-    hidden: dict[int, Tensor] = {}
-    mask = ops.ones(tokens.shape, "bool")
-    ids = ops.convert_to_tensor(tokens, "int32")
-    with checked():
-        backbone.hidden_states(ids, mask, layer_intercept_fn=lambda x, index: hidden.setdefault(index, x))
-    prompts = backbone.start_of_memory()
-    for below in backbone.transformer_layers[:layer]:
-        prompts = {name: below.lift_prompt(x) for name, x in prompts.items()}
-    return backbone.transformer_layers[layer].attention_map(hidden[layer - 1], head, **prompts)
+    chosen, inputs, start = next(itertools.islice(layer_inputs(backbone, tokens), layer, None))
+    return chosen.attention_map(inputs, head, **start)
