@@ -1,0 +1,122 @@
+"""The recurrent memory transformer on the texts of `examples/passkey.py`: the same lessons, size, steps and questions.
+
+    KERAS_BACKEND=torch python benchmarks/passkey_peer.py --out passkey_peer --ages 1 100 1000
+
+takes the example's options. The model is that of recurrent-memory-transformer-pytorch, with as many memory tokens as
+the example has FAM vectors, trained through its wrapper with gradients through all segments of a step. A row's memory
+goes on from step to step, and is disturbed in the last lesson, as there. `passkey_peer.json` holds what the example
+writes of a model.
+"""
+
+import json
+import pathlib
+import sys
+import time
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
+
+import keras
+import numpy as np
+import passkey
+import passkey_training
+import torch
+from recurrent_memory_transformer_pytorch import RecurrentMemoryTransformer, RecurrentMemoryTransformerWrapper
+
+
+class Peer:
+    """The peer's model, with the `initial_state` and `stream` that the example's evaluation asks of a model."""
+
+    def __init__(self, options):
+        dim = options.hidden_dim
+        self.transformer = RecurrentMemoryTransformer(
+            dim=dim,
+            num_tokens=options.task.vocabulary_size,
+            depth=options.layers,
+            num_memory_tokens=options.fam_length,
+            seq_len=options.block_size,
+            dim_head=dim // options.heads,
+            heads=options.heads,
+            ff_mult=options.intermediate_dim / dim * 1.5,  # Its gated feed-forward takes two thirds of that.
+        )
+        self.wrapper = RecurrentMemoryTransformerWrapper(self.transformer)
+        self.memory_shape = (options.fam_length, dim)
+
+    def initial_state(self, batch_size):
+        """Memory, and the tokens of the segment that is being read. No memory is what reads as zeros."""
+        return torch.zeros(batch_size, *self.memory_shape), torch.zeros(batch_size, 0, dtype=torch.int64)
+
+    @torch.no_grad()
+    def stream(self, token_ids, state):
+        memory, segment = state
+        segment = torch.cat([segment, torch.from_numpy(np.asarray(token_ids)).long()], dim=1)
+        logits, written, _ = self.transformer(segment, memory)
+        logits = logits[:, -token_ids.shape[1] :]
+        if segment.shape[1] == self.transformer.seq_len:
+            return logits, (written, segment[:, :0])
+        return logits, (memory, segment)
+
+
+def disturbed(memory, strength, rng):
+    """What `DisturbedMemory` of the example does to FAM."""
+    share = rng.uniform(0, strength, (memory.shape[0], 1, 1)) / np.sqrt(memory.shape[-1])
+    noise = torch.from_numpy((share * rng.standard_normal(memory.shape)).astype("float32"))
+    return memory + noise * memory.norm(dim=-1, keepdim=True)
+
+
+def step(peer, optimizer, batch, memory, rng, strength):
+    """One step of the optimizer: `(memory, [digits right, digits asked])`."""
+    inputs, targets, weights = batch
+    memory = memory * torch.from_numpy(1.0 - inputs["document_start"])[:, None, None].float()
+    memory = disturbed(memory, strength, rng)
+    token_ids, targets = (torch.from_numpy(x).long() for x in (inputs["token_ids"], targets))
+    asked = torch.from_numpy(weights) > 0
+    logits, memory = peer.wrapper(token_ids, memory)
+    logits, targets = logits[asked], targets[asked]
+    optimizer.zero_grad()
+    torch.nn.functional.cross_entropy(logits, targets).backward()
+    torch.nn.utils.clip_grad_norm_(peer.wrapper.parameters(), 1.0)
+    optimizer.step()
+    return memory.detach(), np.array([int((logits.argmax(-1) == targets).sum()), len(targets)])
+
+
+def train(peer, options, seed):
+    """The lessons of `passkey_training.train`, with its rates."""
+    length, epochs = passkey_training.EPOCH, options.steps // passkey_training.EPOCH
+    optimizer = torch.optim.AdamW(
+        peer.wrapper.parameters(), betas=(0.9, options.beta_2), weight_decay=options.weight_decay
+    )
+    plan, epoch = list(passkey_training.lessons(options, seed)), 0
+    for number, (lesson, stream) in enumerate(plan):
+        last, began, digits = number == len(plan) - 1, epoch, 0.0
+        end = epochs if last else min(epochs, began + max(1, options.lesson_steps // length))
+        rate = passkey_training.lesson_rate(lesson, options, began, last).schedule
+        memory, _ = peer.initial_state(options.batch_size)
+        rng = np.random.default_rng([seed, number])
+        while epoch < end and digits <= lesson.learned:
+            optimizer.param_groups[0]["lr"] = rate(epoch)
+            counts = np.zeros(2)
+            for index in range((epoch - began) * length, (epoch - began + 1) * length):
+                strength = options.disturb if last else 0.0
+                memory, counted = step(peer, optimizer, stream[index], memory, rng, strength)
+                counts += counted
+            epoch, digits = epoch + 1, counts[0] / counts[1]
+            print(f"  step {epoch * length}, {lesson}: digits {digits:.3f}", flush=True)
+
+
+def main():
+    options = passkey.parse()
+    results = {}
+    for seed in range(options.seeds):
+        start = time.time()
+        print(f"recurrent memory, seed {seed}", flush=True)
+        keras.utils.set_random_seed(seed)
+        peer = Peer(options)
+        train(peer, options, seed)
+        results[str(seed)] = passkey.evaluate(peer, "recurrent_memory", options, seed)
+        print(f"  {results[str(seed)]} ({time.time() - start:.0f} s)", flush=True)
+    (options.out / "passkey_peer.json").write_text(json.dumps({"recurrent_memory": results}, indent=1))
+    passkey.show({"recurrent_memory": results}, options)
+
+
+if __name__ == "__main__":
+    main()
