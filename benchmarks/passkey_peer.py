@@ -4,7 +4,7 @@
 
 takes the example's options. The model is that of recurrent-memory-transformer-pytorch, with as many memory tokens as
 the example has FAM vectors, trained through its wrapper with gradients through all segments of a step. A row's memory
-goes on from step to step, and is disturbed in the last lesson, as there. `passkey_peer.json` holds what the example
+goes on from step to step, and is disturbed in the last lessons, as there. `passkey_peer.json` holds what the example
 writes of a model.
 """
 
@@ -37,6 +37,7 @@ class Peer:
             dim_head=dim // options.heads,
             heads=options.heads,
             ff_mult=options.intermediate_dim / dim * 1.5,  # Its gated feed-forward takes two thirds of that.
+            num_residual_streams=1,  # As in the paper; the package's four take 2.5 times as long.
         )
         self.wrapper = RecurrentMemoryTransformerWrapper(self.transformer)
         self.memory_shape = (options.fam_length, dim)
@@ -90,14 +91,13 @@ def train(peer, options, seed):
         last, began, digits = number == len(plan) - 1, epoch, 0.0
         end = epochs if last else min(epochs, began + max(1, options.lesson_steps // length))
         rate = passkey_training.lesson_rate(lesson, options, began, last).schedule
-        memory, _ = peer.initial_state(options.batch_size)
+        memory, _ = peer.initial_state(lesson.rows or options.batch_size)
         rng = np.random.default_rng([seed, number])
         while epoch < end and digits <= lesson.learned:
             optimizer.param_groups[0]["lr"] = rate(epoch)
             counts = np.zeros(2)
             for index in range((epoch - began) * length, (epoch - began + 1) * length):
-                strength = options.disturb if last else 0.0
-                memory, counted = step(peer, optimizer, stream[index], memory, rng, strength)
+                memory, counted = step(peer, optimizer, stream[index], memory, rng, lesson.disturb)
                 counts += counted
             epoch, digits = epoch + 1, counts[0] / counts[1]
             print(f"  step {epoch * length}, {lesson}: digits {digits:.3f}", flush=True)

@@ -20,11 +20,12 @@ questions in whose answers random digits are read, so that no text repeats its k
 
 - `--training rewritten`: a row of a batch goes on from its own state from step to step in every lesson. It restarts
   with a new key with some probability, and else states a new key in one of the step's blocks with another (`--restart`
-  and `--restate` for the last lesson). Random digits are read in answers as soon as keys are restated. The learning
-  rate falls in the last lesson alone, in which `DisturbedMemory` adds noise to what rows carry (`--disturb`).
+  and `--restate` for the last lesson). Random digits are read in answers as soon as keys are restated. In the last two
+  lessons `DisturbedMemory` adds noise to what rows carry (`--disturb`). The last one is of pieces four times as long in
+  batches of a quarter of the rows (`--blocks`, `--rows`): gradients reach back over 32 blocks. The rate falls in it.
 - `--training carried`: no key is stated anew, and only the last lesson goes on from step to step. `ShorterMemory` lets
   the memory of `fam_sum` age faster than it reads. The learning rate falls from the first step on.
-- `--training fresh`: every row of every step starts anew; give it `--blocks 18`, as in the paper.
+- `--training fresh`: every row of every step starts anew, on texts of 18 blocks, as in the paper.
 
 Results are written to `passkey.json`, `{model: {seed: {"hold": {blocks: right}, "overwrite": {age: {distance:
 [questions, right, previous]}}}}}`, and drawn in `passkey.png`. A run that is interrupted goes on where its last epoch
@@ -46,7 +47,7 @@ import keras
 import numpy as np
 from matplotlib.figure import Figure
 from passkey_evaluation import hold, overwrite
-from passkey_training import MODELS, WARMUP, build_model, train
+from passkey_training import MODELS, WARMUP, rebuilt, train
 
 import keras_fam
 
@@ -63,9 +64,9 @@ QUICK = dict(
     ages=[1],
 )
 STATED = dict(  # what `--training` sets, if nothing else is said: shares of rows of the last lesson, noise, and steps
-    rewritten=dict(restart=[0.05, 0.02], restate=[0.5, 0.3, 0.15], disturb=0.4, steps=8000),
-    carried=dict(restart=[0.5, 0.2], restate=[0.0], disturb=0.0, steps=1600),
-    fresh=dict(restart=[1.0], restate=[0.0], disturb=0.0, steps=1000),
+    rewritten=dict(blocks=32, rows=16, restart=[0.1, 0.05], restate=[0.5, 0.3, 0.15], disturb=0.4, steps=4000),
+    carried=dict(blocks=8, restart=[0.5, 0.2], restate=[0.0], disturb=0.0, steps=1600),
+    fresh=dict(blocks=18, restart=[1.0], restate=[0.0], disturb=0.0, steps=1000),
 )
 EVALUATION = ("lengths", "distances", "ages", "keys", "use_span")
 
@@ -82,9 +83,9 @@ def parse():
     add("--steps", type=int, help="of all lessons together")
     add("--lesson-steps", type=int, default=500, help="at most so many steps at each growing length")
     add("--restart", type=float, nargs="+", help="shares of rows that begin a new text at a step, last lesson")
-    add("--restate", type=float, nargs="+", help="shares of the other rows that state a new key, last lesson")
+    add("--restate", type=float, nargs="+", help="shares of the others that state a new key in 8 blocks, last lesson")
     add("--shorten", type=float, default=4.0, help="what carried memory of `fam_sum` is divided by before every step")
-    add("--disturb", type=float, help="noise on carried memory before a step, as a share of its length; last lesson")
+    add("--disturb", type=float, help="noise on carried memory before a step, as a share of its length")
     add("--batch-size", type=int, default=64)
     add("--learning-rate", type=float, default=3e-3)
     add("--weight-decay", type=float, default=0.004)
@@ -100,7 +101,8 @@ def parse():
     add("--filler-length", type=int, default=23)
     add("--noise", type=float, default=0.1)
     add("--sparse", type=float, nargs="+", default=[0.0, 0.05, 0.15, 0.4], help="questions a block, last lesson")
-    add("--blocks", type=int, default=8, help="blocks of a piece in the last lesson")
+    add("--blocks", type=int, help="blocks of a piece in the last lesson")
+    add("--rows", type=int, help="rows of a batch in the last lesson, if not --batch-size")
     add("--lengths", type=int, nargs="+", default=list(LENGTHS), help="hold: blocks")
     add("--distances", type=int, nargs="+", default=list(DISTANCES), help="overwrite: blocks since the statement")
     add("--ages", type=int, nargs="+", default=list(AGES), help="overwrite: blocks of the text up to the statement")
@@ -150,9 +152,7 @@ def check_folder(options, parser):
 def evaluate(lm, name, options, seed):
     """What `passkey.json` holds of one run, and the settings it was made with."""
     if name == "fam" and options.use_span is not None:
-        used = build_model(name, options, options.use_span)
-        used.set_weights(lm.get_weights())
-        lm = used
+        lm = rebuilt(lm, name, options, options.use_span, options.batch_size)
     return {
         "hold": hold(lm, options, seed),
         "overwrite": overwrite(lm, options, seed),
@@ -235,8 +235,7 @@ def main():
             start = time.time()
             print(f"{name}, seed {seed}, {keras.config.backend()}", flush=True)
             keras.utils.set_random_seed(seed)
-            lm = build_model(name, options, options.span)
-            train(lm, options, seed, folder)
+            lm = train(name, options, seed, folder)
             print(f"  trained ({time.time() - start:.0f} s)", flush=True)
             result.write_text(json.dumps(evaluate(lm, name, options, seed)))
             print(f"  {result.read_text()} ({time.time() - start:.0f} s)", flush=True)

@@ -25,6 +25,9 @@ class Lesson(NamedTuple):
     noise: float = 0.0  # share of the digits read in answers that are random
     learned: float = 0.9
     rate: float = 1.0  # share of the learning rate
+    disturb: float = 0.0  # see `DisturbedMemory`
+    rows: int | None = None  # of a batch, if not as many as before
+    parts: int = 1  # in which a piece may state a key each
 
     def __str__(self):
         kind = ", random answers" if self.noise else ""
@@ -42,10 +45,12 @@ REWRITTEN = (
     Lesson(8, 0.2, 0.6, questions=0.5, noise=1.0, learned=0.95, rate=1 / 2),
     Lesson(8, 0.1, 0.5, questions=0.3, noise=1.0, learned=0.95, rate=1 / 3),
 )
+# Then keys that live for long, on disturbed memory; the last lesson has the same on longer pieces.
+AGED = Lesson(8, (0.05, 0.02), (0.5, 0.3, 0.15), noise=1.0, learned=0.98, rate=1 / 3)
 
 
-def build_model(name, options, span=None):
-    """`keras_fam.FAMCausalLM` from scratch; `span` is that of `fam` alone."""
+def build_model(name, options, span, rows):
+    """`keras_fam.FAMCausalLM` from scratch, for batches of `rows`; `span` is that of `fam` alone."""
     memory_segments, stop_gradient = MODELS[name]
     stock = keras_hub.models.GemmaBackbone(
         vocabulary_size=options.task.vocabulary_size,
@@ -62,22 +67,34 @@ def build_model(name, options, span=None):
         memory_segments=memory_segments,
         fam_length=options.fam_length if name.startswith("fam") else 0,
         stop_gradient_memory=stop_gradient,
-        stateful_batch_size=options.batch_size,
+        stateful_batch_size=rows,
         memory_span=span if name == "fam" else None,
     )
     return keras_fam.FAMCausalLM(backbone)
 
 
+def rebuilt(lm, name, options, span, rows):
+    """A new model with the weights of `lm`."""
+    new = build_model(name, options, span, rows)
+    for weight, trained in zip(new.trainable_weights, lm.trainable_weights, strict=True):
+        weight.assign(trained)
+    return new
+
+
 def lessons(options, seed):
     """What is read in turn, `(lesson, stream)`."""
-    before = REWRITTEN if options.training == "rewritten" else GROWING
     last = Lesson(options.blocks, options.restart, options.restate, options.sparse, noise=1.0, learned=1.0, rate=1 / 3)
-    for lesson in (*before, last):
-        restart, restate = (np.resize(x, options.batch_size) for x in (lesson.restart, lesson.restate))
+    before = GROWING
+    if options.training == "rewritten":
+        before = (*REWRITTEN, AGED._replace(questions=options.sparse, disturb=options.disturb))
+        last = last._replace(disturb=options.disturb, rate=1 / 4, parts=max(1, options.blocks // AGED.blocks))
+    for lesson in (*before, last._replace(rows=options.rows)):
+        rows = lesson.rows or options.batch_size
+        restart, restate = (np.resize(x, rows) for x in (lesson.restart, lesson.restate))
         yield (
             lesson,
             options.task.stream(
-                options.batch_size, lesson.blocks, restart, seed, lesson.questions, lesson.noise, restate=restate
+                rows, lesson.blocks, restart, seed, lesson.questions, lesson.noise, restate, lesson.parts
             ),
         )
 
@@ -154,7 +171,8 @@ def lesson_rate(lesson, options, began, last):
 
     def rate(epoch, _=None):
         falling = 0.5 * (1 + np.cos(np.pi * (epoch - began) / max(end - began, 1))) if last else 1.0
-        return float(options.learning_rate * lesson.rate * min(1.0, (epoch + 1) * EPOCH / WARMUP) * falling)
+        new = epoch - began if lesson.rows else epoch  # epochs that the optimizer has seen
+        return float(options.learning_rate * lesson.rate * min(1.0, (new + 1) * EPOCH / WARMUP) * falling)
 
     return keras.callbacks.LearningRateScheduler(rate)
 
@@ -173,26 +191,33 @@ def compile_model(lm, options):
     )
 
 
-def train(lm, options, seed, folder):
-    """Lesson after lesson; each epoch's end is kept in `folder`, and training goes on from there."""
-    compile_model(lm, options)
+def train(name, options, seed, folder):
+    """A model, trained lesson after lesson; each epoch's end is kept in `folder`, and training goes on from there."""
+    lm = build_model(name, options, options.span, options.batch_size)
     epochs = options.steps // EPOCH
     place = folder / "lesson.json"  # the lesson that training is in, and the epoch at which that began
+    weights = folder / "lesson.weights.h5"  # with which it began, if on other rows than the one before
     present, began = json.loads(place.read_text()) if place.exists() else (0, 0)
     plan = list(lessons(options, seed))
+    if plan[present][0].rows:
+        lm.backbone.load_weights(weights)
     for number, (lesson, stream) in list(enumerate(plan))[present:]:
+        if lesson.rows and number > present:
+            lm.backbone.save_weights(weights)
         place.write_text(json.dumps([number, began]))
+        if lesson.rows:
+            lm = rebuilt(lm, name, options, options.span, lesson.rows)
+        if lesson.rows or number == present:
+            compile_model(lm, options)
         last = number == len(plan) - 1
-        callbacks = [
-            keras.callbacks.BackupAndRestore(folder / "backup", delete_checkpoint=False),
-            Progress(lesson),
-        ]
+        backup = folder / (f"backup-{lesson.rows}" if lesson.rows else "backup")
+        callbacks = [keras.callbacks.BackupAndRestore(backup, delete_checkpoint=False), Progress(lesson)]
         if options.training == "rewritten":
             callbacks.append(lesson_rate(lesson, options, began, last))
         if lm.backbone.fam_length and lm.backbone.memory_span is None and options.shorten != 1:
             callbacks.append(ShorterMemory(options.shorten))
-        if lm.backbone.memory_span is not None and options.disturb and last:
-            callbacks.append(DisturbedMemory(options.disturb, seed))
+        if lm.backbone.memory_span is not None and lesson.disturb:
+            callbacks.append(DisturbedMemory(lesson.disturb, seed))
         lm.fit(
             stream,
             steps_per_epoch=EPOCH,
@@ -203,3 +228,4 @@ def train(lm, options, seed, folder):
             callbacks=callbacks,
         )
         began = int(keras.ops.convert_to_numpy(lm.optimizer.iterations)) // EPOCH
+    return lm

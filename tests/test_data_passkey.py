@@ -224,6 +224,37 @@ def test_a_new_key_is_stated_in_any_block_but_the_last():
     assert set(stated[2] - stated[1]) == {2, 3, 4, 5, 6} and old > 400
 
 
+def test_a_batch_of_parts_is_batches_in_a_row():
+    """Rows that restart do so in the first part; else the parts are what a stream of shorter batches has."""
+    task, options = PassKeyTask(12, key_length=3), dict(seed=3, question_rate=[0.0, 0.5], restate=0.6)
+    short, long = task.stream(8, 2, 0.0, **options), task.stream(8, 6, 0.0, **options, parts=3)
+    for index in range(4):
+        parts = [short[3 * index + part] for part in range(3)]
+        inputs, targets, weights = long[index]
+        equal(inputs["token_ids"], np.concatenate([part[0]["token_ids"] for part in parts], axis=1))
+        equal(targets, np.concatenate([part[1] for part in parts], axis=1))
+        equal(weights, np.concatenate([part[2] for part in parts], axis=1))
+        equal(inputs["document_start"], parts[0][0]["document_start"])
+    long = task.stream(300, 6, 0.5, **options, parts=3)
+    keys = None
+    for index in range(3):
+        inputs, _, _ = long[index]
+        restarts, counts = inputs["document_start"], []
+        assert 100 < restarts.sum() < 200 or index == 0
+        told = [list(marked(task, ids, task.key_id)) for ids in inputs["token_ids"]]
+        for row, statements in enumerate(told):
+            counts.append(len(statements))
+            at = [place // 12 for place, _ in statements]
+            assert len({place // 2 for place in at}) == len(at)  # one in a part
+            assert not restarts[row] or at[0] == 0
+        assert set(counts) == {restarts.min(), 1, 2, 3}
+        keys = keys or [None] * 300
+        for row, ids in enumerate(inputs["token_ids"]):
+            for place, digits in sorted(told[row] + list(marked(task, ids, task.ask_id)), key=lambda each: each[0]):
+                keys[row] = list(digits) if ids[place] == task.key_id else keys[row]
+                assert list(digits) == keys[row]
+
+
 @settings(max_examples=20, deadline=None)
 @given(order=st.lists(st.integers(0, 30), min_size=2, max_size=8), restart=st.sampled_from([0.0, 0.2, 0.9]))
 def test_a_batch_depends_on_its_index_alone(order, restart):
@@ -369,6 +400,9 @@ def test_bad_prompts(name, value):
         ("answer_noise", [0.5], [0.5]),
         ("restate", 1.5, 1.5),
         ("restate", [0.5] * 3, (3,)),
+        ("parts", 0, 0),
+        ("parts", 2, 2),
+        ("parts", 1.0, 1.0),
     ],
     ids=str,
 )

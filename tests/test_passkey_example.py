@@ -1,6 +1,7 @@
-"""What `examples/passkey_training.py` does to the memory that rows carry reaches the next step of `fit`."""
+"""The lessons of `examples/passkey_training.py`: changed memory reaches the next step, an interrupted run goes on."""
 
 import sys
+import types
 from pathlib import Path
 
 import keras
@@ -61,3 +62,38 @@ def test_fit_goes_on_from_changed_memory(kind):
     lm = language_model()
     lm.fit(stream, steps_per_epoch=2, shuffle=False, verbose=0, callbacks=[CALLBACKS[kind]()])
     np.testing.assert_allclose(carried_fam(lm), end, rtol=1e-4, atol=1e-5 * np.abs(end).max())
+
+
+def options(**changed):
+    values = dict(task=TASK, layers=1, heads=2, hidden_dim=8, intermediate_dim=16, block_size=8, fam_length=2, span=1.0)
+    values |= dict(batch_size=4, rows=2, blocks=4, restart=[0.1], restate=[0.5], sparse=[0.4], disturb=0.4)
+    values |= dict(training="rewritten", steps=8, lesson_steps=1, learning_rate=1e-2, beta_2=0.98, weight_decay=0.004)
+    return types.SimpleNamespace(**values | dict(xla=False, shorten=1.0) | changed)
+
+
+def trained(folder, **changed):
+    keras.utils.set_random_seed(0)
+    return passkey_training.train("fam", options(**changed), 0, folder)
+
+
+@pytest.mark.shared_out
+@pytest.mark.parametrize("epoch", [2, 6, 7])
+def test_an_interrupted_run_goes_on(epoch, tmp_path, monkeypatch):
+    """Each of eight lessons has one step, the last on fewer rows."""
+    monkeypatch.setattr(passkey_training, "EPOCH", 1)
+    monkeypatch.setattr(passkey_training, "WARMUP", 3)
+    for folder in ("whole", "interrupted"):
+        (tmp_path / folder).mkdir()
+    whole = trained(tmp_path / "whole")
+    assert whole.backbone.stateful_batch_size == 2
+
+    def interrupted(callback, begins, logs=None):
+        if begins == epoch:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(passkey_training.Progress, "on_epoch_begin", interrupted)
+        trained(tmp_path / "interrupted")
+    resumed = trained(tmp_path / "interrupted")
+    for one, other in zip(whole.trainable_weights, resumed.trainable_weights, strict=True):
+        np.testing.assert_allclose(numpy(other), numpy(one), rtol=1e-5, atol=1e-6)

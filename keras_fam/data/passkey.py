@@ -294,6 +294,7 @@ class PassKeyTask:
         question_rate: float | Sequence[float] = 0.0,
         answer_noise: float = 0.0,
         restate: float | Sequence[float] = 0.0,
+        parts: int = 1,
     ) -> PassKeyStream:
         """Endless texts for training with carried state: each row goes on from batch to batch until it restarts.
 
@@ -308,6 +309,9 @@ class PassKeyTask:
                 row: its memory then has to let the old key go. The statement lies in any block but the last, and
                 questions before it ask for the old key. Of several keys, a random one is stated anew, and memory has
                 to keep the others.
+            parts: int, a divisor of `blocks`. A batch has so many parts of equal length: all that is said of a batch
+                goes for each, but that rows restart in the first alone. Long batches then state as many keys as short
+                ones.
 
         Returns:
             `keras.utils.PyDataset` without end: give `fit` a `steps_per_epoch`. See `PassKeyStream`.
@@ -323,7 +327,7 @@ class PassKeyTask:
         inputs, targets, weights = stream[0]
         ```
         """
-        return PassKeyStream(self, batch_size, blocks, restart, seed, question_rate, answer_noise, restate)
+        return PassKeyStream(self, batch_size, blocks, restart, seed, question_rate, answer_noise, restate, parts)
 
     # === Checks ===
 

@@ -18,6 +18,9 @@ class PassKeyStream(keras.utils.PyDataset):
     question asks for a random one. Batch t depends on the arguments and t alone: batches may be asked for in any order,
     twice, and by several workers.
 
+    With `parts` above 1 a batch is that many of such batches in a row, read as one: a row restarts in the first alone,
+    and may state a new key in each.
+
     The stream has no end, so `fit` wants `steps_per_epoch`, takes the batches in order whatever its argument
     `shuffle`, and goes on in the second epoch where the first one ended; `evaluate` wants `steps`.
 
@@ -26,12 +29,15 @@ class PassKeyStream(keras.utils.PyDataset):
     int32 `[batch_size]`, 1 for rows that restart.
     """
 
-    def __init__(self, task, batch_size, blocks, restart, seed, question_rate, answer_noise, restate):
+    def __init__(self, task, batch_size, blocks, restart, seed, question_rate, answer_noise, restate, parts):
         super().__init__()
         self.task = task
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.blocks = check_integer("blocks", blocks, 1)
         check_size(batch_size=self.batch_size, blocks=self.blocks, block_size=task.block_size)
+        self.parts = check_integer("parts", parts, 1)
+        if self.blocks % self.parts:
+            raise ValueError(f"`parts` must divide `blocks`. Received: parts={parts}, blocks={blocks}.")
         self.restart = check_rates("restart", restart, self.batch_size)
         self.restate = check_rates("restate", restate, self.batch_size)
         self.seed = check_integer("seed", seed, 0, None)
@@ -45,30 +51,35 @@ class PassKeyStream(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         index = check_integer("index", index, 0, MAX_INT)
-        rng, restarts, stated, new, _ = self._draw(index)
-        previous = self._texts(index - 1)[0] if index else new
-        latest, phases = self._texts(index)
-        phases = phases + index * self.blocks * self.task.block_size
-        anywhere = rng.integers(max(self.blocks - 1, 1), size=self.batch_size)
-        keys = Keys(latest, previous, stated, np.where(restarts, 0, anywhere))
-        question_rate = rng.choice(self.question_rates, self.batch_size)
-        token_ids, targets, weights = write_examples(
-            self.task, rng, self.blocks, keys, phases, question_rate, self.answer_noise
-        )
+        parts = [self._part(index * self.parts + part) for part in range(self.parts)]
+        restarts, *texts = zip(*parts)
+        token_ids, targets, weights = (np.concatenate(arrays, axis=1) for arrays in texts)
         inputs = {
             "token_ids": token_ids,
             "padding_mask": np.ones_like(token_ids),
-            "document_start": restarts.astype("int32"),
+            "document_start": restarts[0].astype("int32"),
         }
         return inputs, targets, weights
 
+    def _part(self, index):
+        """The rows that restart, bool `[batch_size]`, token ids, targets and weights of one part of a batch."""
+        blocks = self.blocks // self.parts
+        rng, restarts, stated, new, _ = self._draw(index)
+        previous = self._texts(index - 1)[0] if index else new
+        latest, phases = self._texts(index)
+        phases = phases + index * blocks * self.task.block_size
+        anywhere = rng.integers(max(blocks - 1, 1), size=self.batch_size)
+        keys = Keys(latest, previous, stated, np.where(restarts, 0, anywhere))
+        question_rate = rng.choice(self.question_rates, self.batch_size)
+        return restarts, *write_examples(self.task, rng, blocks, keys, phases, question_rate, self.answer_noise)
+
     def _draw(self, index):
-        """One batch's own generator, rows that restart in it, keys that are stated in it, and those keys and phases.
+        """One part's own generator, rows that restart in it, keys that are stated in it, and those keys and phases.
 
         `stated` bool `[batch_size, num_keys]`, keys `[batch_size, num_keys, key_length]`, all else `[batch_size]`.
         """
         rng = np.random.default_rng([self.seed, index])
-        restarts = (rng.random(self.batch_size) < self.restart) | (index == 0)
+        restarts = (rng.random(self.batch_size) < self.restart * (index % self.parts == 0)) | (index == 0)
         restates = rng.random(self.batch_size) < self.restate
         keys, phases = new_keys(self.task, rng, self.batch_size), new_phases(self.task, rng, self.batch_size)
         names = rng.integers(self.task.num_keys, size=self.batch_size)
@@ -76,9 +87,9 @@ class PassKeyStream(keras.utils.PyDataset):
         return rng, restarts, restarts[:, None] | (restates[:, None] & one), keys, phases
 
     def _texts(self, index):
-        """The keys that each row of a batch stated last, at this batch or before, and the phase it drew with the last.
+        """The keys that each row of a part stated last, in this part or before, and the phase it drew with the last.
 
-        It looks back batch by batch; rows that state nothing but in batch 0 are looked up there at once.
+        It looks back part by part; rows that state nothing but in part 0 are looked up there at once.
         """
         shape = (self.batch_size, self.task.num_keys)
         keys, phases = np.zeros((*shape, self.task.key_length), int), np.zeros(self.batch_size, int)

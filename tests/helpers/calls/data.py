@@ -68,7 +68,9 @@ DATA = {
         lambda w: w.task.question_blocks,
     ),
     "PassKeyTask.stream": Call(
-        lambda w: dict(batch_size=2, blocks=3, restart=0.5, seed=1, question_rate=0.5, answer_noise=0.5, restate=0.5),
+        lambda w: dict(
+            batch_size=2, blocks=3, restart=0.5, seed=1, question_rate=0.5, answer_noise=0.5, restate=0.5, parts=3
+        ),
         lambda w: w.task.stream,
         meaning={"restart": RATE, "question_rate": RATE, "answer_noise": RATE, "restate": RATE, "seed": SEED},
     ),
