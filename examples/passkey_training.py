@@ -45,7 +45,7 @@ REWRITTEN = (
     Lesson(8, 0.2, 0.6, questions=0.5, noise=1.0, learned=0.95, rate=1 / 2),
     Lesson(8, 0.1, 0.5, questions=0.3, noise=1.0, learned=0.95, rate=1 / 3),
 )
-# Then keys that live for long, on disturbed memory; the last lesson has the same on longer pieces.
+# Keys that live for long, on disturbed memory: comes before a last lesson of longer pieces on other rows.
 AGED = Lesson(8, (0.05, 0.02), (0.5, 0.3, 0.15), noise=1.0, learned=0.98, rate=1 / 3)
 
 
@@ -86,8 +86,10 @@ def lessons(options, seed):
     last = Lesson(options.blocks, options.restart, options.restate, options.sparse, noise=1.0, learned=1.0, rate=1 / 3)
     before = GROWING
     if options.training == "rewritten":
-        before = (*REWRITTEN, AGED._replace(questions=options.sparse, disturb=options.disturb))
-        last = last._replace(disturb=options.disturb, rate=1 / 4, parts=max(1, options.blocks // AGED.blocks))
+        before, last = REWRITTEN, last._replace(disturb=options.disturb)
+        if options.rows:
+            before = (*before, AGED._replace(questions=options.sparse, disturb=options.disturb))
+            last = last._replace(rate=1 / 4, parts=max(1, options.blocks // AGED.blocks))
     for lesson in (*before, last._replace(rows=options.rows)):
         rows = lesson.rows or options.batch_size
         restart, restate = (np.resize(x, rows) for x in (lesson.restart, lesson.restate))
