@@ -82,15 +82,15 @@ def step(peer, optimizer, batch, memory, rng, strength):
 
 def train(peer, options, seed):
     """The lessons of `passkey_training.train`, with its rates."""
-    length, epochs = passkey_training.EPOCH, options.steps // passkey_training.EPOCH
+    length = passkey_training.EPOCH
     optimizer = torch.optim.AdamW(
         peer.wrapper.parameters(), betas=(0.9, options.beta_2), weight_decay=options.weight_decay
     )
     plan, epoch = list(passkey_training.lessons(options, seed)), 0
     for number, (lesson, stream) in enumerate(plan):
-        last, began, digits = number == len(plan) - 1, epoch, 0.0
-        end = epochs if last else min(epochs, began + max(1, options.lesson_steps // length))
-        rate = passkey_training.lesson_rate(lesson, options, began, last).schedule
+        began, digits = epoch, 0.0
+        end = passkey_training.latest_end(lesson, options, began)
+        rate = passkey_training.lesson_rate(lesson, options, began).schedule
         memory, _ = peer.initial_state(lesson.rows or options.batch_size)
         rng = np.random.default_rng([seed, number])
         while epoch < end and digits <= lesson.learned:

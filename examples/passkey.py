@@ -21,9 +21,9 @@ questions in whose answers random digits are read, so that no text repeats its k
 - `--training rewritten`: a row of a batch goes on from its own state from step to step in every lesson. It restarts
   with a new key with some probability, and else states a new key in one of the step's blocks with another (`--restart`
   and `--restate` for the last lesson). Random digits are read in answers as soon as keys are restated. The learning
-  rate falls in the last lesson alone. In it `DisturbedMemory` adds noise to what rows carry (`--disturb`). With
-  `--rows` one more lesson follows, on so many rows and longer pieces: `--rows 16 --blocks 32` has as many tokens a
-  step, and gradients reach back over 32 blocks. A key may be stated in every 8 of them.
+  rate falls to zero in each of the last two lessons, and `DisturbedMemory` adds noise to what rows carry (`--disturb`):
+  the first of them is of pieces of 8 blocks; the last of 32 on a quarter of the rows, so that a step has as many tokens
+  and gradients reach back four times as far, and keys may follow each other after 2 blocks. `--blocks 8` leaves it out.
 - `--training carried`: no key is stated anew, and only the last lesson goes on from step to step. `ShorterMemory` lets
   the memory of `fam_sum` age faster than it reads. The learning rate falls from the first step on.
 - `--training fresh`: every row of every step starts anew, on texts of 18 blocks, as in the paper.
@@ -65,7 +65,7 @@ QUICK = dict(
     ages=[1],
 )
 STATED = dict(  # what `--training` sets, if nothing else is said: shares of rows of the last lesson, noise, and steps
-    rewritten=dict(blocks=8, restart=[0.05, 0.02], restate=[0.5, 0.3, 0.15], disturb=0.4, steps=8000),
+    rewritten=dict(blocks=32, restart=[0.1, 0.05], restate=[0.4, 0.1, 0.03, 0.01], disturb=0.4, steps=5280),
     carried=dict(blocks=8, restart=[0.5, 0.2], restate=[0.0], disturb=0.0, steps=1600),
     fresh=dict(blocks=18, restart=[1.0], restate=[0.0], disturb=0.0, steps=1000),
 )
@@ -84,7 +84,7 @@ def parse():
     add("--steps", type=int, help="of all lessons together")
     add("--lesson-steps", type=int, default=500, help="at most so many steps at each growing length")
     add("--restart", type=float, nargs="+", help="shares of rows that begin a new text at a step, last lesson")
-    add("--restate", type=float, nargs="+", help="shares of the others that state a new key in 8 blocks, last lesson")
+    add("--restate", type=float, nargs="+", help="shares of others with a new key, in a piece or 2 blocks of long ones")
     add("--shorten", type=float, default=4.0, help="what carried memory of `fam_sum` is divided by before every step")
     add("--disturb", type=float, help="noise on carried memory before a step, as a share of its length")
     add("--batch-size", type=int, default=64)
@@ -103,7 +103,6 @@ def parse():
     add("--noise", type=float, default=0.1)
     add("--sparse", type=float, nargs="+", default=[0.0, 0.05, 0.15, 0.4], help="questions a block, last lesson")
     add("--blocks", type=int, help="blocks of a piece in the last lesson")
-    add("--rows", type=int, help="rows of a batch in a last lesson of longer pieces")
     add("--lengths", type=int, nargs="+", default=list(LENGTHS), help="hold: blocks")
     add("--distances", type=int, nargs="+", default=list(DISTANCES), help="overwrite: blocks since the statement")
     add("--ages", type=int, nargs="+", default=list(AGES), help="overwrite: blocks of the text up to the statement")

@@ -23,15 +23,18 @@ class Lesson(NamedTuple):
     restate: Any = 0.0  # share of the other rows that state a new key
     questions: Any = 1.0  # a block
     noise: float = 0.0  # share of the digits read in answers that are random
-    learned: float = 0.9
+    learned: float = 0.9  # 1: it goes on for all the steps it is given, and the rate falls to zero
     rate: float = 1.0  # share of the learning rate
     disturb: float = 0.0  # see `DisturbedMemory`
     rows: int | None = None  # of a batch, if not as many as before
     parts: int = 1  # in which a piece may state a key each
+    until: float | None = None  # share of all steps at which it ends at the latest, in place of `--lesson-steps`
 
     def __str__(self):
-        kind = ", random answers" if self.noise else ""
-        return f"{self.blocks} blocks{', restated' if np.any(self.restate) else ''}{kind}"
+        kind = ", restated" if np.any(self.restate) else ""
+        kind += ", random answers" if self.noise else ""
+        kind += f", {self.rows} rows" if self.rows else ""
+        return f"{self.blocks} blocks{kind}{' in parts' if self.parts > 1 else ''}"
 
 
 # What comes before the last lesson. Without restated keys: longer texts that repeat their key in each answer.
@@ -45,8 +48,9 @@ REWRITTEN = (
     Lesson(8, 0.2, 0.6, questions=0.5, noise=1.0, learned=0.95, rate=1 / 2),
     Lesson(8, 0.1, 0.5, questions=0.3, noise=1.0, learned=0.95, rate=1 / 3),
 )
-# Keys that live for long, on disturbed memory: comes before a last lesson of longer pieces on other rows.
-AGED = Lesson(8, (0.05, 0.02), (0.5, 0.3, 0.15), noise=1.0, learned=0.98, rate=1 / 3)
+# Keys that live for long, on disturbed memory: comes before a last lesson of longer pieces, in which they also follow
+# each other as soon as after 2 blocks.
+AGED = Lesson(8, (0.05, 0.02), (0.5, 0.3, 0.15), noise=1.0, learned=1.0, rate=1 / 3, until=0.75)
 
 
 def build_model(name, options, span, rows):
@@ -83,14 +87,14 @@ def rebuilt(lm, name, options, span, rows):
 
 def lessons(options, seed):
     """What is read in turn, `(lesson, stream)`."""
-    last = Lesson(options.blocks, options.restart, options.restate, options.sparse, noise=1.0, learned=1.0, rate=1 / 3)
+    last = Lesson(options.blocks, options.restart, options.restate, options.sparse, 1.0, 1.0, rate=1 / 3, until=1.0)
     before = GROWING
     if options.training == "rewritten":
         before, last = REWRITTEN, last._replace(disturb=options.disturb)
-        if options.rows:
-            before = (*before, AGED._replace(questions=options.sparse, disturb=options.disturb))
-            last = last._replace(rate=1 / 4, parts=max(1, options.blocks // AGED.blocks))
-    for lesson in (*before, last._replace(rows=options.rows)):
+        if (longer := options.blocks // AGED.blocks) > 1:
+            before = (*REWRITTEN, AGED._replace(questions=options.sparse, disturb=options.disturb))
+            last = last._replace(rows=max(1, options.batch_size // longer), parts=options.blocks // 2, rate=1 / 4)
+    for lesson in (*before, last):
         rows = lesson.rows or options.batch_size
         restart, restate = (np.resize(x, rows) for x in (lesson.restart, lesson.restate))
         yield (
@@ -99,6 +103,13 @@ def lessons(options, seed):
                 rows, lesson.blocks, restart, seed, lesson.questions, lesson.noise, restate, lesson.parts
             ),
         )
+
+
+def latest_end(lesson, options, began):
+    """The epoch at which a lesson ends, if it is not learned before."""
+    if lesson.until is None:
+        return min(options.steps // EPOCH, began + max(1, options.lesson_steps // EPOCH))
+    return max(began + 1, int(options.steps * lesson.until) // EPOCH)
 
 
 def change_memory(model, change):
@@ -167,26 +178,29 @@ class Progress(keras.callbacks.Callback):
         self.model.stop_training = digits > self.lesson.learned
 
 
-def lesson_rate(lesson, options, began, last):
-    """`epoch -> learning rate`: it rises at the start, is level in a lesson, and falls to zero in the last one."""
-    end = options.steps // EPOCH
+def lesson_rate(lesson, options, began):
+    """`epoch -> learning rate`: it rises at the start, and is level or falls to zero in a lesson."""
+    end = latest_end(lesson, options, began)
 
     def rate(epoch, _=None):
-        falling = 0.5 * (1 + np.cos(np.pi * (epoch - began) / max(end - began, 1))) if last else 1.0
+        falling = 0.5 * (1 + np.cos(np.pi * (epoch - began) / (end - began))) if lesson.learned == 1 else 1.0
         new = epoch - began if lesson.rows else epoch  # epochs that the optimizer has seen
         return float(options.learning_rate * lesson.rate * min(1.0, (new + 1) * EPOCH / WARMUP) * falling)
 
     return keras.callbacks.LearningRateScheduler(rate)
 
 
-def compile_model(lm, options):
+def compile_model(lm, options, steady=False):
+    """`steady`: as gradients vanish, steps shrink with them. Without it a model that had every digit right broke."""
     rate = options.learning_rate
     if options.training != "rewritten":  # one rate for all lessons
         rate = keras.optimizers.schedules.CosineDecay(
             0.0, options.steps - WARMUP, warmup_target=rate, warmup_steps=WARMUP
         )
     lm.compile(
-        optimizer=keras.optimizers.AdamW(rate, beta_2=options.beta_2, weight_decay=options.weight_decay, clipnorm=1.0),
+        optimizer=keras.optimizers.AdamW(
+            rate, beta_2=options.beta_2, weight_decay=options.weight_decay, clipnorm=1.0, amsgrad=steady
+        ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="digits")],
         jit_compile=keras.config.backend() == "jax" or (keras.config.backend() == "tensorflow" and options.xla),
@@ -196,7 +210,6 @@ def compile_model(lm, options):
 def train(name, options, seed, folder):
     """A model, trained lesson after lesson; each epoch's end is kept in `folder`, and training goes on from there."""
     lm = build_model(name, options, options.span, options.batch_size)
-    epochs = options.steps // EPOCH
     place = folder / "lesson.json"  # the lesson that training is in, and the epoch at which that began
     weights = folder / "lesson.weights.h5"  # with which it began, if on other rows than the one before
     present, began = json.loads(place.read_text()) if place.exists() else (0, 0)
@@ -210,12 +223,11 @@ def train(name, options, seed, folder):
         if lesson.rows:
             lm = rebuilt(lm, name, options, options.span, lesson.rows)
         if lesson.rows or number == present:
-            compile_model(lm, options)
-        last = number == len(plan) - 1
+            compile_model(lm, options, steady=lesson.rows is not None)
         backup = folder / (f"backup-{lesson.rows}" if lesson.rows else "backup")
         callbacks = [keras.callbacks.BackupAndRestore(backup, delete_checkpoint=False), Progress(lesson)]
         if options.training == "rewritten":
-            callbacks.append(lesson_rate(lesson, options, began, last))
+            callbacks.append(lesson_rate(lesson, options, began))
         if lm.backbone.fam_length and lm.backbone.memory_span is None and options.shorten != 1:
             callbacks.append(ShorterMemory(options.shorten))
         if lm.backbone.memory_span is not None and lesson.disturb:
@@ -224,7 +236,7 @@ def train(name, options, seed, folder):
             stream,
             steps_per_epoch=EPOCH,
             initial_epoch=began,
-            epochs=epochs if last else min(epochs, began + max(1, options.lesson_steps // EPOCH)),
+            epochs=latest_end(lesson, options, began),
             shuffle=False,
             verbose=0,
             callbacks=callbacks,
