@@ -20,10 +20,11 @@ questions in whose answers random digits are read, so that no text repeats its k
 
 - `--training rewritten`: a row of a batch goes on from its own state from step to step in every lesson. It restarts
   with a new key with some probability, and else states a new key in one of the step's blocks with another (`--restart`
-  and `--restate` for the last lesson). Random digits are read in answers as soon as keys are restated. The learning
-  rate falls to zero in each of the last two lessons, and `DisturbedMemory` adds noise to what rows carry (`--disturb`):
-  the first of them is of pieces of 8 blocks; the last of 32 on a quarter of the rows, so that a step has as many tokens
-  and gradients reach back four times as far, and keys may follow each other after 2 blocks. `--blocks 8` leaves it out.
+  and `--restate` for the last lesson). Random digits are read in answers as soon as keys are restated. Three lessons
+  come last, in each of which the learning rate falls to zero and `DisturbedMemory` adds noise to what rows carry
+  (`--disturb`): pieces of 8 blocks; pieces of 32 on a quarter of the rows, as many tokens a step, so that gradients
+  reach back four times as far; and such pieces in which keys follow each other as soon as after 2 blocks. `--blocks 8`
+  ends with pieces of 8.
 - `--training carried`: no key is stated anew, and only the last lesson goes on from step to step. `ShorterMemory` lets
   the memory of `fam_sum` age faster than it reads. The learning rate falls from the first step on.
 - `--training fresh`: every row of every step starts anew, on texts of 18 blocks, as in the paper.

@@ -48,9 +48,10 @@ REWRITTEN = (
     Lesson(8, 0.2, 0.6, questions=0.5, noise=1.0, learned=0.95, rate=1 / 2),
     Lesson(8, 0.1, 0.5, questions=0.3, noise=1.0, learned=0.95, rate=1 / 3),
 )
-# Keys that live for long, on disturbed memory: comes before a last lesson of longer pieces, in which they also follow
-# each other as soon as after 2 blocks.
+# Keys that live for long, on disturbed memory; then in longer pieces that state one at most. Before a last lesson
+# in which keys also follow each other after 2 blocks.
 AGED = Lesson(8, (0.05, 0.02), (0.5, 0.3, 0.15), noise=1.0, learned=1.0, rate=1 / 3, until=0.75)
+LONG = AGED._replace(restate=(0.9, 0.75, 0.5), rate=1 / 4, until=0.92)
 
 
 def build_model(name, options, span, rows):
@@ -92,8 +93,10 @@ def lessons(options, seed):
     if options.training == "rewritten":
         before, last = REWRITTEN, last._replace(disturb=options.disturb)
         if (longer := options.blocks // AGED.blocks) > 1:
-            before = (*REWRITTEN, AGED._replace(questions=options.sparse, disturb=options.disturb))
-            last = last._replace(rows=max(1, options.batch_size // longer), parts=options.blocks // 2, rate=1 / 4)
+            last = last._replace(rows=max(1, options.batch_size // longer), rate=LONG.rate)
+            aged = AGED._replace(questions=options.sparse, disturb=options.disturb)
+            before = (*REWRITTEN, aged, last._replace(restate=LONG.restate, until=LONG.until))
+            last = last._replace(parts=options.blocks // 2)
     for lesson in (*before, last):
         rows = lesson.rows or options.batch_size
         restart, restate = (np.resize(x, rows) for x in (lesson.restart, lesson.restate))
@@ -223,8 +226,8 @@ def train(name, options, seed, folder):
         if lesson.rows:
             lm = rebuilt(lm, name, options, options.span, lesson.rows)
         if lesson.rows or number == present:
-            compile_model(lm, options, steady=lesson.rows is not None)
-        backup = folder / (f"backup-{lesson.rows}" if lesson.rows else "backup")
+            compile_model(lm, options, steady=lesson.parts > 1)
+        backup = folder / (f"backup-{number}" if lesson.rows else "backup")
         callbacks = [keras.callbacks.BackupAndRestore(backup, delete_checkpoint=False), Progress(lesson)]
         if options.training == "rewritten":
             callbacks.append(lesson_rate(lesson, options, began))
@@ -241,5 +244,6 @@ def train(name, options, seed, folder):
             verbose=0,
             callbacks=callbacks,
         )
-        began = int(keras.ops.convert_to_numpy(lm.optimizer.iterations)) // EPOCH
+        done = int(keras.ops.convert_to_numpy(lm.optimizer.iterations)) // EPOCH
+        began = began + done if lesson.rows else done  # On other rows the optimizer is a new one.
     return lm
