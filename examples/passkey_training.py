@@ -51,7 +51,7 @@ REWRITTEN = (
 # Keys that live for long, on disturbed memory; then in longer pieces that state one at most. Before a last lesson
 # in which keys also follow each other after 2 blocks.
 AGED = Lesson(8, (0.05, 0.02), (0.5, 0.3, 0.15), noise=1.0, learned=1.0, rate=1 / 3, until=0.75)
-LONG = AGED._replace(restate=(0.9, 0.75, 0.5), rate=1 / 4, until=0.92)
+LONG = AGED._replace(restate=(0.9, 0.75, 0.5), rate=1 / 6, until=0.92)
 
 
 def build_model(name, options, span, rows):
@@ -226,7 +226,7 @@ def train(name, options, seed, folder):
         if lesson.rows:
             lm = rebuilt(lm, name, options, options.span, lesson.rows)
         if lesson.rows or number == present:
-            compile_model(lm, options, steady=lesson.parts > 1)
+            compile_model(lm, options, steady=lesson.rows is not None)
         backup = folder / (f"backup-{number}" if lesson.rows else "backup")
         callbacks = [keras.callbacks.BackupAndRestore(backup, delete_checkpoint=False), Progress(lesson)]
         if options.training == "rewritten":
