@@ -81,16 +81,17 @@ def step(peer, optimizer, batch, memory, rng, strength):
 
 
 def train(peer, options, seed):
-    """The lessons of `passkey_training.train`, with its rates."""
+    """The lessons of `passkey_training.train`, with its rates and optimizers."""
     length = passkey_training.EPOCH
-    optimizer = torch.optim.AdamW(
-        peer.wrapper.parameters(), betas=(0.9, options.beta_2), weight_decay=options.weight_decay
-    )
+    settings = dict(betas=(0.9, options.beta_2), weight_decay=options.weight_decay)
+    optimizer = torch.optim.AdamW(peer.wrapper.parameters(), **settings)
     plan, epoch = list(passkey_training.lessons(options, seed)), 0
     for number, (lesson, stream) in enumerate(plan):
         began, digits = epoch, 0.0
         end = passkey_training.latest_end(lesson, options, began)
         rate = passkey_training.lesson_rate(lesson, options, began).schedule
+        if lesson.rows:
+            optimizer = torch.optim.AdamW(peer.wrapper.parameters(), amsgrad=True, **settings)
         memory, _ = peer.initial_state(lesson.rows or options.batch_size)
         rng = np.random.default_rng([seed, number])
         while epoch < end and digits <= lesson.learned:

@@ -121,6 +121,8 @@ def parse():
     options.span, options.use_span = (spread(x, options.fam_length) for x in (options.span, options.use_span))
     if options.steps <= WARMUP:
         parser.error(f"--steps must be above {WARMUP}, the steps of the warm-up. Received: {options.steps}.")
+    if options.training == "rewritten" and options.blocks > 15 and options.blocks % 2:
+        parser.error(f"--blocks must be even above 15: keys are stated in every 2. Received: {options.blocks}.")
     options.task = keras_fam.data.PassKeyTask(
         options.block_size, options.key_length, options.filler_length, options.noise, num_keys=options.num_keys
     )

@@ -48,10 +48,8 @@ REWRITTEN = (
     Lesson(8, 0.2, 0.6, questions=0.5, noise=1.0, learned=0.95, rate=1 / 2),
     Lesson(8, 0.1, 0.5, questions=0.3, noise=1.0, learned=0.95, rate=1 / 3),
 )
-# Keys that live for long, on disturbed memory; then in longer pieces that state one at most. Before a last lesson
-# in which keys also follow each other after 2 blocks.
+# Keys that live for long, on disturbed memory: what comes before longer pieces.
 AGED = Lesson(8, (0.05, 0.02), (0.5, 0.3, 0.15), noise=1.0, learned=1.0, rate=1 / 3, until=0.75)
-LONG = AGED._replace(restate=(0.9, 0.75, 0.5), rate=1 / 6, until=0.92)
 
 
 def build_model(name, options, span, rows):
@@ -93,9 +91,10 @@ def lessons(options, seed):
     if options.training == "rewritten":
         before, last = REWRITTEN, last._replace(disturb=options.disturb)
         if (longer := options.blocks // AGED.blocks) > 1:
-            last = last._replace(rows=max(1, options.batch_size // longer), rate=LONG.rate)
             aged = AGED._replace(questions=options.sparse, disturb=options.disturb)
-            before = (*REWRITTEN, aged, last._replace(restate=LONG.restate, until=LONG.until))
+            last = last._replace(rows=max(1, options.batch_size // longer), rate=1 / 6)
+            # A piece states one key at most; then keys follow each other as soon as after 2 blocks.
+            before = (*REWRITTEN, aged, last._replace(restate=(0.9, 0.75, 0.5), until=0.92))
             last = last._replace(parts=options.blocks // 2)
     for lesson in (*before, last):
         rows = lesson.rows or options.batch_size
@@ -214,7 +213,7 @@ def train(name, options, seed, folder):
     """A model, trained lesson after lesson; each epoch's end is kept in `folder`, and training goes on from there."""
     lm = build_model(name, options, options.span, options.batch_size)
     place = folder / "lesson.json"  # the lesson that training is in, and the epoch at which that began
-    weights = folder / "lesson.weights.h5"  # with which it began, if on other rows than the one before
+    weights = folder / "lesson.weights.h5"  # with which it began, if it has rows of its own
     present, began = json.loads(place.read_text()) if place.exists() else (0, 0)
     plan = list(lessons(options, seed))
     if plan[present][0].rows:

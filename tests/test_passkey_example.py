@@ -76,6 +76,28 @@ def trained(folder, **changed):
     return passkey_training.train("fam", options(**changed), 0, folder)
 
 
+@pytest.mark.skipif(
+    keras.config.backend() != "torch", reason="numbers of lessons and rates: no backend has a part in them"
+)
+def test_the_last_lessons():
+    """They share the steps, read as many tokens a step, and the rate falls to zero in each; keys come ever sooner."""
+    given = options(batch_size=64, blocks=32, steps=4000)
+    *_, aged, once, last = plan = [lesson for lesson, _ in passkey_training.lessons(given, 0)]
+    began = 0
+    for lesson in plan:
+        end = passkey_training.latest_end(lesson, given, began)
+        rate = passkey_training.lesson_rate(lesson, given, began).schedule
+        rates = [rate(epoch) for epoch in range(began, end)]
+        if lesson in (aged, once, last):
+            assert lesson.blocks * (lesson.rows or 64) == 8 * 64
+            assert rates[-1] < 0.02 * max(rates) and max(rates) == max(rates[:4])
+        else:
+            assert rates[-1] == max(rates)
+        began = end
+    assert began == 4000 // passkey_training.EPOCH
+    assert [lesson.blocks // lesson.parts for lesson in (aged, once, last)] == [8, 32, 2]
+
+
 @pytest.mark.shared_out
 @pytest.mark.parametrize("epoch", [2, 6, 8])
 def test_an_interrupted_run_goes_on(epoch, tmp_path, monkeypatch):
@@ -85,7 +107,7 @@ def test_an_interrupted_run_goes_on(epoch, tmp_path, monkeypatch):
     for folder in ("whole", "interrupted"):
         (tmp_path / folder).mkdir()
     whole = trained(tmp_path / "whole")
-    assert whole.backbone.stateful_batch_size == 2
+    assert whole.backbone.stateful_batch_size == 2 and whole.optimizer.amsgrad
 
     def interrupted(callback, begins, logs=None):
         if begins == epoch:
