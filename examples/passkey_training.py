@@ -124,6 +124,19 @@ def change_memory(model, change):
                 weight.assign(change(weight))
 
 
+class GoingOn(keras.utils.PyDataset):
+    """A stream from a later batch on."""
+
+    num_batches = None
+
+    def __init__(self, stream, skipped):
+        super().__init__()
+        self.stream, self.skipped = stream, skipped
+
+    def __getitem__(self, index):
+        return self.stream[self.skipped + index]
+
+
 class ShorterMemory(keras.callbacks.Callback):
     """Divides the memory that rows carry by a constant before every step: it then ages faster than it reads.
 
@@ -227,6 +240,8 @@ def train(name, options, seed, folder):
         if lesson.rows or number == present:
             compile_model(lm, options, steady=lesson.rows is not None)
         backup = folder / (f"backup-{number}" if lesson.rows else "backup")
+        place_in_lesson = backup / "training_metadata.json"
+        done = json.loads(place_in_lesson.read_text())["epoch"] - began if place_in_lesson.exists() else 0
         callbacks = [keras.callbacks.BackupAndRestore(backup, delete_checkpoint=False), Progress(lesson)]
         if options.training == "rewritten":
             callbacks.append(lesson_rate(lesson, options, began))
@@ -235,7 +250,7 @@ def train(name, options, seed, folder):
         if lm.backbone.memory_span is not None and lesson.disturb:
             callbacks.append(DisturbedMemory(lesson.disturb, seed))
         lm.fit(
-            stream,
+            GoingOn(stream, done * EPOCH),
             steps_per_epoch=EPOCH,
             initial_epoch=began,
             epochs=latest_end(lesson, options, began),
@@ -243,6 +258,6 @@ def train(name, options, seed, folder):
             verbose=0,
             callbacks=callbacks,
         )
-        done = int(keras.ops.convert_to_numpy(lm.optimizer.iterations)) // EPOCH
-        began = began + done if lesson.rows else done  # On other rows the optimizer is a new one.
+        seen = int(keras.ops.convert_to_numpy(lm.optimizer.iterations)) // EPOCH
+        began = began + seen if lesson.rows else seen  # On other rows the optimizer is a new one.
     return lm

@@ -99,23 +99,28 @@ def test_the_last_lessons():
 
 
 @pytest.mark.shared_out
-@pytest.mark.parametrize("epoch", [2, 6, 8])
-def test_an_interrupted_run_goes_on(epoch, tmp_path, monkeypatch):
-    """Each of nine lessons has one step, the last two on fewer rows."""
+@pytest.mark.parametrize("epochs", [(3, 20), (12, 17)])
+def test_an_interrupted_run_goes_on(epochs, tmp_path, monkeypatch):
+    """In the middle of a lesson and between two: the first six have two steps each, others begin after 12, 15, 20."""
     monkeypatch.setattr(passkey_training, "EPOCH", 1)
     monkeypatch.setattr(passkey_training, "WARMUP", 3)
+    lessons = dict(lesson_steps=2, steps=24)
     for folder in ("whole", "interrupted"):
         (tmp_path / folder).mkdir()
-    whole = trained(tmp_path / "whole")
+    whole = trained(tmp_path / "whole", **lessons)
     assert whole.backbone.stateful_batch_size == 2 and whole.optimizer.amsgrad
 
+    met = []
+
     def interrupted(callback, begins, logs=None):
-        if begins == epoch:
+        if begins in epochs and begins not in met:
+            met.append(begins)
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(passkey_training.Progress, "on_epoch_begin", interrupted)
-        trained(tmp_path / "interrupted")
-    resumed = trained(tmp_path / "interrupted")
+    for _ in epochs:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(passkey_training.Progress, "on_epoch_begin", interrupted)
+            trained(tmp_path / "interrupted", **lessons)
+    resumed = trained(tmp_path / "interrupted", **lessons)
     for one, other in zip(whole.trainable_weights, resumed.trainable_weights, strict=True):
         np.testing.assert_allclose(numpy(other), numpy(one), rtol=1e-5, atol=1e-6)
