@@ -67,12 +67,12 @@ def unchanged(lm):
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--share-out", action="store_true", help="of `shared_out` tests, jax and tensorflow run a quarter each"
+        "--share-out", action="store_true", help="of `shared_out` tests, jax and tensorflow run an eighth each"
     )
 
 
 def pytest_collection_modifyitems(config, items):
-    """Of what no backend has for itself, torch runs every case: it compiles nothing. The others run a quarter each."""
+    """Of what no backend has for itself, torch runs every case: it compiles nothing. The others run an eighth each."""
     mine = {"jax": 0, "tensorflow": 1}.get(keras.config.backend())
     if mine is None or not config.getoption("--share-out"):
         return
@@ -88,8 +88,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def turn(i):
-    """0 to 3, the sum of the digits to base 4: whatever a case is made of, each value of it has every turn."""
-    return (i + turn(i // 4)) % 4 if i else 0
+    """0 to 7, the sum of the digits to base 8: whatever a case is made of, each value of it has every turn."""
+    return (i + turn(i // 8)) % 8 if i else 0
 
 
 def pytest_report_header():

@@ -1,7 +1,7 @@
 """Runs the tests on jax, tensorflow and torch: `python tests/run_backends.py [pytest arguments]`.
 
 jax and tensorflow compile every new model. Of tests that are marked `shared_out`, whose subject is the same on every
-backend, they run a quarter of the cases each, and torch runs all. `KERAS_BACKEND=jax python -m pytest` runs all on jax.
+backend, they run an eighth of the cases each, and torch runs all. `KERAS_BACKEND=jax python -m pytest` runs all on jax.
 """
 
 import os

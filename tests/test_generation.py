@@ -111,21 +111,20 @@ def test_contrastive_search():
     """Against full forward passes: at each step the candidate that is probable and unlike what was read."""
     k, alpha, start = 3, 0.6, 6
     lm = language_model("gemma", keras_hub.samplers.ContrastiveSampler(k=k, alpha=alpha), layers=2)
-    given = prompts((start,))
-    generated = generate(lm, given)["token_ids"][0]
-    backbone = lm.backbone
-    for place in range(start, LENGTH):
-        text = generated[None].astype("int32")
-        logits = forward(lm, text)[0, place - 1].astype("float64")
-        probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-        candidates = np.argsort(-probabilities)[:k]
-        texts = np.repeat(text, k, axis=0)
-        texts[:, place] = candidates
-        hidden = forward(backbone, texts).astype("float64")
-        past, new = hidden[:, :place], hidden[:, place : place + 1]
+    generated = generate(lm, prompts((start,)))["token_ids"].astype("int32")
+    places = np.arange(start, LENGTH)
+    logits = forward(lm, generated)[0, places - 1].astype("float64")  # No token has a part in what comes before it.
+    probabilities = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities /= probabilities.sum(axis=-1, keepdims=True)
+    candidates = np.argsort(-probabilities)[:, :k]
+    texts = np.tile(generated, (len(places), k, 1))
+    texts[np.arange(len(places)), :, places] = candidates
+    hidden = forward(lm.backbone, texts.reshape(-1, LENGTH)).astype("float64").reshape(len(places), k, LENGTH, -1)
+    for index, place in enumerate(places):
+        past, new = hidden[index, :, :place], hidden[index, :, place : place + 1]
         cosine = (past * new).sum(-1) / (np.linalg.norm(past, axis=-1) * np.linalg.norm(new, axis=-1))
-        score = (1 - alpha) * probabilities[candidates] - alpha * cosine.max(axis=1)
-        assert generated[place] == candidates[np.argmax(score)], place
+        score = (1 - alpha) * probabilities[index, candidates[index]] - alpha * cosine.max(axis=1)
+        assert generated[0, place] == candidates[index, np.argmax(score)], place
 
 
 def test_sampling_follows_its_seed():

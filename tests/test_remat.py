@@ -15,7 +15,7 @@ pytestmark = pytest.mark.shared_out
 BACKEND = keras.config.backend()
 
 
-def fit_weights(family, mode, steps=3, length=18, **options):
+def fit_weights(family, mode, steps=3, length=9, **options):
     """Losses and all weights, `{path: array}`, after some steps of `fit`."""
     keras.utils.set_random_seed(7)
     with keras.RematScope(**mode):
@@ -66,7 +66,7 @@ def test_training_is_the_same_with_and_without(plain, mode):
 
 
 def test_stateful_training_is_the_same_with_and_without():
-    options = dict(stateful_batch_size=2, length=16, **MEMORY)
+    options = dict(stateful_batch_size=2, length=8, **MEMORY)
     _, weights = fit_weights("gpt2", dict(mode="full"), **options)
     _, plain_weights = fit_weights("gpt2", dict(mode=None), **options)
     assert_same_weights(weights, plain_weights)

@@ -48,7 +48,8 @@ def test_threads_give_what_they_give_one_after_the_other(tmp_path):
         *((generated, seed) for seed in range(2)),
         (saved, tmp_path / "state.npz"),
     ]
-    expected = [function(language_model(), argument) for function, argument in jobs]
+    alone = language_model()
+    expected = [function(alone, argument) for function, argument in jobs]
     for _ in range(3):  # The first round compiles in every thread.
         with ThreadPoolExecutor(len(jobs)) as threads:
             running = [threads.submit(function, lm, argument) for function, argument in jobs]
