@@ -66,7 +66,7 @@ QUICK = dict(
     ages=[1],
 )
 STATED = dict(  # what `--training` sets, if nothing else is said: shares of rows of the last lesson, noise, and steps
-    rewritten=dict(blocks=32, restart=[0.1, 0.05], restate=[0.4, 0.1, 0.03, 0.01], disturb=0.4, steps=5280),
+    rewritten=dict(blocks=32, restart=[0.1, 0.05], restate=[0.4, 0.1, 0.03, 0.01], disturb=0.4, steps=5760),
     carried=dict(blocks=8, restart=[0.5, 0.2], restate=[0.0], disturb=0.0, steps=1600),
     fresh=dict(blocks=18, restart=[1.0], restate=[0.0], disturb=0.0, steps=1000),
 )
@@ -102,7 +102,7 @@ def parse():
     add("--num-keys", type=int, default=1, help="keys that a text holds at once")
     add("--filler-length", type=int, default=23)
     add("--noise", type=float, default=0.1)
-    add("--sparse", type=float, nargs="+", default=[0.0, 0.05, 0.15, 0.4], help="questions a block, last lesson")
+    add("--sparse", type=float, nargs="+", default=[0.0, 0.05, 0.15, 0.4], help="questions a block of sparse lessons")
     add("--blocks", type=int, help="blocks of a piece in the last lesson")
     add("--lengths", type=int, nargs="+", default=list(LENGTHS), help="hold: blocks")
     add("--distances", type=int, nargs="+", default=list(DISTANCES), help="overwrite: blocks since the statement")

@@ -77,16 +77,37 @@ def test_a_new_key_is_stated_in_any_block_but_the_last():
 
 
 def test_a_batch_of_parts_is_batches_in_a_row():
-    """Rows that restart do so in the first part; else the parts are what a stream of shorter batches has."""
-    task, options = PassKeyTask(12, key_length=3), dict(seed=3, question_rate=[0.0, 0.5], restate=0.6)
+    """Rows that restart do so in the first part, and the last alone ends in a question; else the same texts."""
+    task, options = PassKeyTask(12, key_length=3), dict(seed=3, question_rate=0.5, restate=0.6)
     short, long = task.stream(8, 2, 0.0, **options), task.stream(8, 6, 0.0, **options, parts=3)
+    ends = np.arange(72) % 24 >= 24 - task.statement_length
+    ends[-task.statement_length :] = False
     for index in range(4):
         parts = [short[3 * index + part] for part in range(3)]
         inputs, targets, weights = long[index]
-        equal(inputs["token_ids"], np.concatenate([part[0]["token_ids"] for part in parts], axis=1))
-        equal(targets, np.concatenate([part[1] for part in parts], axis=1))
-        equal(weights, np.concatenate([part[2] for part in parts], axis=1))
+        ids = np.concatenate([part[0]["token_ids"] for part in parts], axis=1)
+        equal(inputs["token_ids"][:, ~ends], ids[:, ~ends])
+        assert not np.isin(inputs["token_ids"][:, ends], [task.ask_id, *task.digit_ids]).any()
+        same = ~(ends | np.roll(ends, -1))  # Targets are a token ahead.
+        equal(targets[:, same], np.concatenate([part[1] for part in parts], axis=1)[:, same])
+        equal(weights[:, same], np.concatenate([part[2] for part in parts], axis=1)[:, same])
+        assert (weights[:, ends] == task.filler_weight).all()
         equal(inputs["document_start"], parts[0][0]["document_start"])
+
+
+def test_a_batch_of_parts_draws_one_question_rate():
+    task = PassKeyTask(12, key_length=3)
+    inputs, _, _ = task.stream(300, 6, 0.0, seed=3, question_rate=[0.0, 1.0], restate=0.6, parts=3)[1]
+    asked, stated = (
+        [sum(1 for _ in marked(task, ids, key)) for ids in inputs["token_ids"]] for key in (task.ask_id, task.key_id)
+    )
+    rare = np.equal(asked, 1)
+    assert 100 < rare.sum() < 200
+    equal(np.add(asked, stated)[~rare], np.full((~rare).sum(), 7))  # One in each block, and the final one.
+
+
+def test_rows_go_on_from_part_to_part():
+    task, options = PassKeyTask(12, key_length=3), dict(seed=3, question_rate=[0.0, 0.5], restate=0.6)
     long = task.stream(300, 6, 0.5, **options, parts=3)
     keys = None
     for index in range(3):

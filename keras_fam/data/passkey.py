@@ -309,9 +309,9 @@ class PassKeyTask:
                 row: its memory then has to let the old key go. The statement lies in any block but the last, and
                 questions before it ask for the old key. Of several keys, a random one is stated anew, and memory has
                 to keep the others.
-            parts: int, a divisor of `blocks`. A batch has so many parts of equal length: all that is said of a batch
-                goes for each, but that rows restart in the first alone. Long batches then state as many keys as short
-                ones.
+            parts: int, a divisor of `blocks`. A batch has so many parts of equal length, and a row may state a new key
+                in each: long batches then state as many keys as short ones. Rows restart in the first part alone, are
+                always asked at the end of the last alone, and draw one question rate for all.
 
         Returns:
             `keras.utils.PyDataset` without end: give `fit` a `steps_per_epoch`. See `PassKeyStream`.

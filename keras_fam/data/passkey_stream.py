@@ -19,7 +19,7 @@ class PassKeyStream(keras.utils.PyDataset):
     twice, and by several workers.
 
     With `parts` above 1 a batch is that many of such batches in a row, read as one: a row restarts in the first alone,
-    and may state a new key in each.
+    may state a new key in each, draws one question rate for all, and is always asked at the end of the last alone.
 
     The stream has no end, so `fit` wants `steps_per_epoch`, takes the batches in order whatever its argument
     `shuffle`, and goes on in the second epoch where the first one ended; `evaluate` wants `steps`.
@@ -51,18 +51,24 @@ class PassKeyStream(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         index = check_integer("index", index, 0, MAX_INT)
-        parts = [self._part(index * self.parts + part) for part in range(self.parts)]
-        restarts, *texts = zip(*parts)
-        token_ids, targets, weights = (np.concatenate(arrays, axis=1) for arrays in texts)
+        restarts, question_rate, *first = self._part(index * self.parts)
+        parts = [first]
+        for part in range(1, self.parts):
+            _, _, *text = self._part(index * self.parts + part, question_rate)
+            parts.append(text)
+        token_ids, targets, weights = (np.concatenate(arrays, axis=1) for arrays in zip(*parts))
         inputs = {
             "token_ids": token_ids,
             "padding_mask": np.ones_like(token_ids),
-            "document_start": restarts[0].astype("int32"),
+            "document_start": restarts.astype("int32"),
         }
         return inputs, targets, weights
 
-    def _part(self, index):
-        """The rows that restart, bool `[batch_size]`, token ids, targets and weights of one part of a batch."""
+    def _part(self, index, question_rate=None):
+        """One part of a batch: the rows that restart, bool `[batch_size]`, question rates, token ids, targets, weights.
+
+        `question_rate` `[batch_size]`: of the batch, drawn here if this is its first part.
+        """
         blocks = self.blocks // self.parts
         rng, restarts, stated, new, _ = self._draw(index)
         previous = self._texts(index - 1)[0] if index else new
@@ -70,8 +76,11 @@ class PassKeyStream(keras.utils.PyDataset):
         phases = phases + index * blocks * self.task.block_size
         anywhere = rng.integers(max(blocks - 1, 1), size=self.batch_size)
         keys = Keys(latest, previous, stated, np.where(restarts, 0, anywhere))
-        question_rate = rng.choice(self.question_rates, self.batch_size)
-        return restarts, *write_examples(self.task, rng, blocks, keys, phases, question_rate, self.answer_noise)
+        drawn = rng.choice(self.question_rates, self.batch_size)
+        question_rate = drawn if question_rate is None else question_rate
+        final = (index + 1) % self.parts == 0
+        texts = write_examples(self.task, rng, blocks, keys, phases, question_rate, self.answer_noise, final)
+        return restarts, question_rate, *texts
 
     def _draw(self, index):
         """One part's own generator, rows that restart in it, keys that are stated in it, and those keys and phases.

@@ -62,8 +62,11 @@ def write_statements(task, token_ids, starts, stated, keys):
     write_keys(task, token_ids, rows, starts[rows, names], task.key_ids[names], keys[rows, names])
 
 
-def write_examples(task, rng, blocks, keys, phases, question_rate, answer_noise):
-    """The arrays of `examples`; all draws are made for every row, whatever the row then uses. `keys` are `Keys`."""
+def write_examples(task, rng, blocks, keys, phases, question_rate, answer_noise, final=True):
+    """The arrays of `examples`; all draws are made for every row, whatever the row then uses. `keys` are `Keys`.
+
+    `final`: the text ends in a question.
+    """
     batch_size, size, length = len(phases), task.statement_length, blocks * task.block_size
     token_ids = write_filler(task, rng, phases, length)
     # Where each block's statement or question may begin: the last block's end belongs to the final question.
@@ -78,10 +81,11 @@ def write_examples(task, rng, blocks, keys, phases, question_rate, answer_noise)
         own = keys.blocks[:, None] * task.block_size + new_statement_starts(task, rng, batch_size, room[0])
     write_statements(task, token_ids, own, keys.stated, keys.latest)
     rows, asking = np.nonzero(asks)
-    rows, asking = np.append(rows, every), np.append(asking, np.full(batch_size, blocks))  # the final ones come last
-    starts = np.append(starts[asks], np.full(batch_size, length - size))
-    names = rng.integers(task.num_keys, size=(batch_size, blocks + 1))
-    names = np.append(names[:, 1:][asks], names[:, 0])
+    starts, names = starts[asks], rng.integers(task.num_keys, size=(batch_size, blocks + 1))
+    names, last = names[:, 1:][asks], names[:, 0]
+    if final:
+        rows, asking = np.append(rows, every), np.append(asking, np.full(batch_size, blocks))
+        starts, names = np.append(starts, np.full(batch_size, length - size)), np.append(names, last)
     early = (asking < keys.blocks[rows])[:, None]
     answers = np.where(early, keys.previous[rows, names], keys.latest[rows, names])
     rows, places = write_keys(task, token_ids, rows, starts, task.ask_ids[names], answers)
