@@ -63,7 +63,8 @@ def main():
         for length in options.lengths:
             chunked = {}
             for loss in losses:
-                found = measure(backend, "lora_step", dict(shared, loss=loss, length=length), options.timeout)
+                step = ("lora_step", dict(shared, loss=loss, length=length))
+                [found] = measure(backend, step, timeout=options.timeout)
                 if "seconds" in found:
                     found["seconds"] = statistics.median(found["seconds"])
                 chunked = found if loss == "chunked" else chunked

@@ -1,8 +1,9 @@
-"""One measurement in a process of its own, printed as one line of JSON.
+"""Measurements in a process of their own, printed as one line of JSON, a list.
 
     KERAS_BACKEND=jax python benchmarks/measure.py speed '{"names": ["fam"], "length": 2048, "mode": "train"}'
 
-`run.py` starts one such process for every measurement, so that peak memory is that of the measurement alone.
+`run.py` starts one such process for every measurement, so that peak memory is that of the measurement alone; those of
+`--tiny` share one.
 """
 
 import gc
@@ -249,6 +250,8 @@ def peers(size, names, tokens, repeats):
 MEASUREMENTS = (speed, speed_by_length, memory, lora_step, stream, decode, rings, generate, compile_time, peers)
 
 if __name__ == "__main__":
-    arguments = json.loads(sys.argv[2])
-    function = {function.__name__: function for function in MEASUREMENTS}[sys.argv[1]]
-    print(json.dumps(function(Size(**arguments.pop("size", {})), **arguments)))
+    functions, results = {function.__name__: function for function in MEASUREMENTS}, []
+    for name, arguments in zip(sys.argv[1::2], map(json.loads, sys.argv[2::2])):
+        keras.config.set_dtype_policy("float32")
+        results.append(functions[name](Size(**arguments.pop("size", {})), **arguments))
+    print(json.dumps(results))

@@ -1,7 +1,7 @@
 """Measures speed and memory, and writes the table and the picture: `python benchmarks/run.py`.
 
-Every measurement runs in a process of its own, one after the other. Results are kept in `results.json` as they come in;
-`--report` makes table and picture anew from it.
+Every measurement runs in a process of its own, one after the other; those of `--tiny` share one. Results are kept in
+`results.json` as they come in; `--report` makes table and picture anew from it.
 """
 
 import argparse
@@ -18,20 +18,29 @@ import report
 HERE = pathlib.Path(__file__).parent
 
 
-def measure(backend, function, arguments, timeout):
-    """The measurement's result, or `{"failed": why}`."""
-    command = [sys.executable, str(HERE / "measure.py"), function, json.dumps(arguments)]
+def measure(backend, *measurements, timeout):
+    """Results of measurements that share a process, or `{"failed": why}` for each.
+
+    Args:
+        backend: str.
+        *measurements: `(function, arguments)`, of `measure.py`.
+        timeout: float, seconds.
+    """
+    command = [sys.executable, str(HERE / "measure.py")]
+    command += [argument for function, arguments in measurements for argument in (function, json.dumps(arguments))]
     environment = {**os.environ, "KERAS_BACKEND": backend}
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
-        return {"failed": f"not done after {timeout} s"}
-    if done.returncode < 0:
-        return {"failed": f"killed by signal {-done.returncode}: out of memory, most likely"}
-    if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if "Error" in line]
-        return {"failed": errors[-1][:200] if errors else f"exit status {done.returncode}"}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        failed = f"not done after {timeout} s"
+    else:
+        if done.returncode == 0:
+            return json.loads(done.stdout.strip().splitlines()[-1])
+        errors = [line[:200] for line in done.stderr.splitlines() if "Error" in line]
+        failed = (errors or [f"exit status {done.returncode}"])[-1]
+        if done.returncode < 0:
+            failed = f"killed by signal {-done.returncode}: out of memory, most likely"
+    return [{"failed": failed} for _ in measurements]
 
 
 def main():
@@ -48,16 +57,16 @@ def main():
     results = json.loads(path.read_text()) if path.exists() else {}
     failed = False
     for backend in () if options.report else options.backends:
-        for name, (function, arguments) in (plan.tiny if options.tiny else plan.full)(backend).items():
-            if options.only not in name:
-                continue
-            result = measure(backend, function, arguments, options.timeout)
-            failed = failed or "failed" in result
-            print(f"{backend}: {name}: {result.get('failed', 'done')}", flush=True)
+        planned = (plan.tiny if options.tiny else plan.full)(backend)
+        names = [name for name in planned if options.only in name]
+        for together in [names] if options.tiny else [[name] for name in names]:
+            found = measure(backend, *(planned[name] for name in together), timeout=options.timeout)
+            for name, result in zip(together, found):
+                failed = failed or "failed" in result
+                print(f"{backend}: {name}: {result.get('failed', 'done')}", flush=True)
             of_backend = results.setdefault(backend, {})
-            of_backend[name] = result
             packages = ("keras", "keras-hub", backend)
-            of_backend["versions"] = {package: version(package) for package in packages}
+            of_backend.update(zip(together, found), versions={package: version(package) for package in packages})
             path.write_text(json.dumps(results, indent=1))
     table = report.table(results)
     (options.out / "results.md").write_text(table)
