@@ -50,7 +50,7 @@ def main():
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to see that everything works")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     parser.add_argument("--out", type=pathlib.Path, default=HERE, help="folder for results.json, results.md, speed.png")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds for one measurement")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for one process")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "results.json"

@@ -34,10 +34,7 @@ def case(request):
     return backbone, ids, forward(backbone, ids)
 
 
-SHARED = [pytest.param(chunk, marks=pytest.mark.shared_out) for chunk in (3, 5)]  # B-1 and B+1; ragged ones are below.
-
-
-@pytest.mark.parametrize("chunk", [1, 4, LENGTH, *SHARED])
+@pytest.mark.parametrize("chunk", [1, 3, 4, 5, LENGTH], ids=["token", "B-1", "B", "B+1", "whole"])
 def test_equal_chunks(case, chunk):
     backbone, ids, whole = case
     chunks = [chunk] * (LENGTH // chunk) + [LENGTH % chunk] * bool(LENGTH % chunk)
