@@ -206,6 +206,19 @@ def lesson_rate(lesson, options, began):
     return keras.callbacks.LearningRateScheduler(rate)
 
 
+def best_epoch(weights, log):
+    """Callbacks that keep the weights of the epoch with the smallest loss; a run that goes on knows those before."""
+    before = log.read_text().splitlines() if log.exists() else []
+    column = before[0].split(",").index("loss") if before else None
+    smallest = min((float(line.split(",")[column]) for line in before[1:]), default=None)
+    return [
+        keras.callbacks.ModelCheckpoint(
+            weights, "loss", mode="min", save_best_only=True, save_weights_only=True, initial_value_threshold=smallest
+        ),
+        keras.callbacks.CSVLogger(log, append=True),
+    ]
+
+
 def compile_model(lm, options, steady=False):
     """`steady`: as gradients vanish, steps shrink with them. Without it a model that had every digit right broke."""
     rate = options.learning_rate
@@ -250,6 +263,9 @@ def train(name, options, seed, folder):
             callbacks.append(ShorterMemory(options.shorten))
         if lm.backbone.memory_span is not None and lesson.disturb:
             callbacks.append(DisturbedMemory(lesson.disturb, seed))
+        best = folder / "best.weights.h5"
+        if number == len(plan) - 1 and lesson.rows:
+            callbacks += best_epoch(best, folder / "last_lesson.csv")
         lm.fit(
             GoingOn(stream, done * EPOCH),
             steps_per_epoch=EPOCH,
@@ -261,4 +277,6 @@ def train(name, options, seed, folder):
         )
         seen = int(keras.ops.convert_to_numpy(lm.optimizer.iterations)) // EPOCH
         began = began + seen if lesson.rows else seen  # On other rows the optimizer is a new one.
+    if lesson.rows:
+        lm.load_weights(best)
     return lm

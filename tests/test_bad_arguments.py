@@ -40,9 +40,10 @@ LEFT_OUT = {
         *.check *.make""",
     "called by the package alone, with what was checked": """
         *.begin *.call_around *.check_inputs *.inference *.losses_of_block *.own_state *.piece *.read_into *.state_spec
-        *.stream_pieces FAMBackbone.start_of_memory FAMDecoderBlock.advance FAMDecoderBlock.attention_map
-        FAMDecoderBlock.begin_stream FAMDecoderBlock.carry_state FAMDecoderBlock.keep_last_fam
-        FAMDecoderBlock.layer_spec FAMDecoderBlock.memory_share FAMDecoderBlock.read_piece""",
+        *.stream_pieces FAMBackbone.start_of_memory FAMDecoderBlock.adapt_memory FAMDecoderBlock.advance
+        FAMDecoderBlock.attention_map FAMDecoderBlock.begin_stream FAMDecoderBlock.carry_state
+        FAMDecoderBlock.keep_last_fam FAMDecoderBlock.layer_spec FAMDecoderBlock.memory_share
+        FAMDecoderBlock.read_piece""",
 }
 RUNS = ("compile", "evaluate", "fit", "predict")
 OF_KERAS = {"training", "mask"}  # Arguments of every layer's call.

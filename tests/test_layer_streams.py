@@ -104,7 +104,8 @@ def test_a_converted_layer_streams_alone_too(family):
         first, state = layer.read(x[:, :5], state)
         second, state = layer.read(x[:, 5:], state)
         x = np.concatenate([numpy(first), numpy(second)], axis=1)
-        memory = {name: layer.lift_prompt(value) for name, value in memory.items()}
+        lift = {"fam": layer.lift_prompt, "sink": layer.lift_sink}
+        memory = {name: lift[name](value) for name, value in memory.items()}
     np.testing.assert_allclose(numpy(backbone.layer_norm(x)), expected, **TOLERANCE)
 
 

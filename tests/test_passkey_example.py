@@ -104,8 +104,33 @@ def test_the_last_lessons():
     assert [lesson.blocks // lesson.parts for lesson in (aged, once, last)] == [8, 32, 2]
 
 
+def test_the_best_epoch_is_kept(tmp_path):
+    """Also by a run that goes on after it."""
+    lm, stream = language_model(), TASK.stream(2, 2, 0.0, seed=0)
+    weights, log = tmp_path / "best.weights.h5", tmp_path / "log.csv"
+    rates = [0.0, 100.0, 0.0]  # The second epoch ruins the model.
+    good = [numpy(v) for v in lm.trainable_variables]
+    for begin, end in ((0, 2), (2, 3)):
+        callbacks = passkey_training.best_epoch(weights, log)
+        callbacks.append(keras.callbacks.LearningRateScheduler(lambda epoch, _: rates[epoch]))
+        lm.fit(
+            stream,
+            steps_per_epoch=2,
+            initial_epoch=begin,
+            epochs=end,
+            shuffle=False,
+            verbose=0,
+            callbacks=callbacks,
+        )
+    assert len(log.read_text().splitlines()) == 4
+    assert max(np.abs(numpy(v) - one).max() for v, one in zip(lm.trainable_variables, good)) > 1.0
+    lm.load_weights(weights)
+    for variable, one in zip(lm.trainable_variables, good):
+        np.testing.assert_array_equal(numpy(variable), one)
+
+
 @pytest.mark.shared_out
-@pytest.mark.parametrize("epochs", [(3, 20), (12, 17)])
+@pytest.mark.parametrize("epochs", [(3, 22), (12, 17)])
 def test_an_interrupted_run_goes_on(epochs, tmp_path, monkeypatch):
     """In the middle of a lesson and between two: the first six have two steps each, others begin after 12, 15, 20."""
     monkeypatch.setattr(passkey_training, "EPOCH", 1)

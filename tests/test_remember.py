@@ -132,7 +132,7 @@ def test_a_pupil_learns_from_likely_tokens_and_from_targets():
     np.testing.assert_allclose(logs[0], np.average(losses, weights=weights), rtol=1e-5)
 
 
-@pytest.mark.parametrize("taught", [[], ["--teach"]], ids=["text", "taught"])
+@pytest.mark.parametrize("taught", [[], ["--teach", "--memory-only"]], ids=["text", "taught"])
 def test_a_run(arrays, tmp_path, monkeypatch, taught):
     if keras.config.backend() != "torch":
         pytest.skip("What a run does is the same on every backend; fit and streams have tests of their own.")

@@ -118,6 +118,7 @@ def main():
     parser.add_argument("--gate", type=float, default=0.0)
     parser.add_argument("--span", type=float, default=1.0, help="0 for the plain sum")
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--memory-only", action="store_true", help="adapters act on FAM alone")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=7.4, help="if no steps are given; 0 to measure only")
@@ -145,7 +146,7 @@ def main():
 
     arrays = dict(np.load(options.tokens))
     lm = build(options, int(arrays["start"][0]))
-    lm.enable_lora(options.rank)
+    lm.enable_lora(options.rank, memory_only=options.memory_only)
     if options.resume:
         lm.load_lora_weights(options.resume)
     lm.compile(

@@ -222,7 +222,7 @@ class FeedbackAttention(TakesNumbers, ShapedLikeInputs, RematerializesPurely, ke
 
         def compute(inputs, *fam):
             outputs, _ = attend_sequence(core, inputs, Beginning(*fam), inputs_mask, seeds)
-            return (outputs, attend_prompt(core, *fam)) if fam else outputs
+            return (outputs, attend_prompt(core.fam_parts, *fam)) if fam else outputs
 
         return rematerialize(compute)(inputs, *(() if fam is None else (fam,)))
 

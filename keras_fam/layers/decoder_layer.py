@@ -12,6 +12,7 @@ from keras_fam.backend.rematerialize import RematerializesPurely, rematerialize_
 from keras_fam.checks import check_dtype
 from keras_fam.layers.checks import TakesNumbers, check_layer_call
 from keras_fam.layers.lora_checkpoint import LoRACheckpoint
+from keras_fam.layers.memory_adapter import AdaptsMemory
 from keras_fam.layers.parts_config import parts_from_config, parts_to_config
 from keras_fam.layers.shapes import ShapedLikeInputs
 from keras_fam.layers.streams import StreamsAlone
@@ -19,7 +20,7 @@ from keras_fam.memory.core import Core
 from keras_fam.memory.maps import attention_maps, memory_share
 from keras_fam.memory.options import MemoryOptions
 from keras_fam.memory.parts import DecoderParts
-from keras_fam.memory.sequence import attend_sequence, complete_tokens, lift_prompt
+from keras_fam.memory.sequence import attend_sequence, complete_tokens, lift_prompt, lift_sink
 from keras_fam.memory.state import Beginning, Segments
 from keras_fam.memory.streaming import slots
 from keras_fam.training.carried_state import carries_on
@@ -34,7 +35,7 @@ def keras_mask(x):
 
 @keras.saving.register_keras_serializable(package="keras_fam")
 class FAMDecoderLayer(
-    TakesNumbers, ShapedLikeInputs, RematerializesPurely, StreamsAlone, SavesRunState, keras.layers.Layer
+    TakesNumbers, ShapedLikeInputs, RematerializesPurely, AdaptsMemory, StreamsAlone, SavesRunState, keras.layers.Layer
 ):
     """A pre-norm decoder layer with Feedback Attention Memory (paper, Algorithm 2), made of a layer's own parts.
 
@@ -110,7 +111,7 @@ class FAMDecoderLayer(
     @property
     def core(self) -> Core:
         """What the functions of `keras_fam.memory` need of this layer."""
-        return Core(self.parts, self.options, self.memory_gate)
+        return Core(self.parts, self.options, self.memory_gate, self.memory_adapters)
 
     @property
     def ring_slots(self) -> int:
@@ -228,7 +229,8 @@ class FAMDecoderLayer(
             attention, passed = attend_sequence(
                 core, named["inputs"], start, inputs_mask, seeds, update_seeds, passes_on=resumed
             )
-            lifted = [lift_prompt(core, named[name]) for name in ("prompt", "sink") if name in named]
+            lift = {"prompt": lift_prompt, "sink": lift_sink}
+            lifted = [lift[name](core, named[name]) for name in lift if name in named]
             kept = [ops.stop_gradient(x) for x in passed or () if x is not None]
             return (complete_tokens(core, attention, named["inputs"], seeds, training), *lifted, *kept)
 

@@ -9,7 +9,7 @@ from keras_fam.checks import check_integer
 from keras_fam.layers.checks import check_hidden, check_prompt, check_sink, check_stream_mask
 from keras_fam.layers.chunks import spans
 from keras_fam.memory.options import position_period
-from keras_fam.memory.sequence import lift_prompt
+from keras_fam.memory.sequence import lift_prompt, lift_sink
 from keras_fam.memory.state import (
     LayerState,
     StreamState,
@@ -57,10 +57,10 @@ class StreamsAlone(CompiledFunctions):
         return empty_state((layer,), batch_size, self.options)
 
     def lift_prompt(self, fam: Tensor) -> Tensor:
-        """The prompt, or the sink, for the layer above.
+        """The prompt for the layer above.
 
         Args:
-            fam: float `[1, N, d]`, or `[1, 1, d]`, at this layer.
+            fam: float `[1, N, d]`, at this layer.
 
         Returns:
             Tensor of the same shape.
@@ -70,6 +70,21 @@ class StreamsAlone(CompiledFunctions):
         """
         check_hidden("fam", fam, self.parts.hidden_dim)
         return lift_prompt(self.core, ops.cast(fam, self.compute_dtype))
+
+    def lift_sink(self, sink: Tensor) -> Tensor:
+        """The start token for the layer above.
+
+        Args:
+            sink: float `[1, 1, d]`, at this layer.
+
+        Returns:
+            Tensor of the same shape.
+
+        Raises:
+            TypeError, ValueError: `sink` is no tensor of floats of that shape.
+        """
+        check_sink(sink, self.parts.hidden_dim)
+        return lift_sink(self.core, ops.cast(sink, self.compute_dtype))
 
     def read(self, x: Tensor, state: StreamState, inputs_mask: Tensor | None = None) -> tuple[Tensor, StreamState]:
         """Reads a chunk of any length into a stream's memory. Neither `x` nor `state` is changed.

@@ -31,7 +31,8 @@ Where the paper's equations are, here and in the slow reference of the tests (`t
 | appendix C, gradients through memory | `tokens._recalled`, `truncate_bptt` in `sequence._feedback_loop` | |
 
 Beyond the paper: `feedback.bound_residual` (`memory_span`), `sequence.project_sink` (`sink_token_id`), the gate
-(`memory_gate`, a score that is added to Kf), `core.Core.segments` (rings as short as a layer's own window).
+(`memory_gate`, a score that is added to Kf), `core.Core.segments` (rings as short as a layer's own window),
+`core.Core.fam_parts` (adapters that are FAM's alone).
 
 A layer has two forms with the same results. `sequence` computes a whole text: all tokens at once, and N vectors through
 a loop over blocks. `streaming` computes piece after piece against buffers of fixed size.

@@ -2,10 +2,11 @@
 
 from typing import NamedTuple
 
+import keras
 from keras import ops
 
 from keras_fam.memory.options import MemoryOptions
-from keras_fam.memory.parts import DecoderParts
+from keras_fam.memory.parts import AdaptedParts, DecoderParts
 from keras_fam.types import Tensor
 
 
@@ -16,11 +17,18 @@ class Core(NamedTuple):
         parts: `DecoderParts`.
         options: `MemoryOptions`.
         gate: scalar tensor that is added to the tokens' scores on Kf, or None.
+        adapters: dict from names of projections to layers that act on FAM alone, or None.
     """
 
     parts: DecoderParts
     options: MemoryOptions
     gate: Tensor | None = None
+    adapters: dict[str, keras.layers.Layer] | None = None
+
+    @property
+    def fam_parts(self) -> DecoderParts:
+        """The parts that the prompt and FAM go through: those of tokens, unless they have adapters of their own."""
+        return AdaptedParts.of(self.parts, self.adapters) if self.adapters else self.parts
 
     @property
     def segments(self) -> int:

@@ -59,15 +59,16 @@ def project_fam(
     Returns:
         `FAM`.
     """
-    normed = core.parts.normalize(vectors)
-    key, value = core.parts.project_key_value(normed)
+    parts = core.fam_parts
+    normed = parts.normalize(vectors)
+    key, value = parts.project_key_value(normed)
     key = turn(key, rotation)
     if sink is not None:
         key, value = (
             ops.concatenate([ops.broadcast_to(x, (ops.shape(y)[0], *x.shape[1:])), y], axis=1)
             for x, y in ((sink.key, key), (sink.value, value))
         )
-    return FAM(vectors, key, value, core.parts.project_query(normed), started)
+    return FAM(vectors, key, value, parts.project_query(normed), started)
 
 
 def update_fam(core: Core, fam: FAM, block: Block, seeds: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
@@ -84,11 +85,11 @@ def update_fam(core: Core, fam: FAM, block: Block, seeds: dict[str, Tensor] | No
     Returns:
         `(vectors [b, N, d], started [b])`. Rows whose block is nothing but padding keep theirs.
     """
-    vectors, valid = fam.vectors, block.valid
+    parts, vectors, valid = core.fam_parts, fam.vectors, block.valid
     if valid is None:
         valid = ops.ones((1, block.key.shape[1]), "bool")
     always = ops.ones((ops.shape(valid)[0], fam.key.shape[1]), "bool")
-    attended = core.parts.attend(
+    attended = parts.attend(
         turn(fam.query, block.rotation),
         ops.concatenate([fam.key, block.key], axis=1),
         ops.concatenate([fam.value, block.value], axis=1),
@@ -97,7 +98,7 @@ def update_fam(core: Core, fam: FAM, block: Block, seeds: dict[str, Tensor] | No
     )
     # R: the learned prompt carries no context, so the first block after it has no residual.
     residual = ops.where(fam.started[:, None, None], vectors, ops.zeros_like(vectors))
-    updated = core.parts.complete(core.parts.project_output(attended), residual, seeds)
+    updated = parts.complete(parts.project_output(attended), residual, seeds)
     updated = bound_residual(updated, residual, core.options.memory_span)
     read = started_after(ops.zeros_like(fam.started), valid)
     return ops.where(read[:, None, None], updated, vectors), started_after(fam.started, valid)

@@ -1,7 +1,7 @@
 """What FAM borrows of a decoder layer: its projections, norms and feed-forward. FAM adds no weight of its own."""
 
 import contextlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import keras
@@ -81,7 +81,7 @@ class DecoderParts:
 
     def layers(self) -> dict[str, keras.layers.Layer]:
         """The sublayers by field name."""
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        named = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: part for name, part in named.items() if isinstance(part, keras.layers.Layer)}
 
     # === Before the attention ===
@@ -92,13 +92,13 @@ class DecoderParts:
 
     def project_query(self, normed: Tensor) -> Tensor:
         """`[b, t, d]` to `[b, t, h, c]`, not yet rotated."""
-        query = _dense(self.query, normed)
+        query = self._dense("query", normed)
         return query if self.query_norm is None else self.query_norm(query)
 
     def project_key_value(self, normed: Tensor) -> tuple[Tensor, Tensor]:
         """`[b, s, d]` to two times `[b, s, k, c]`, the key not yet rotated."""
-        key = _dense(self.key, normed)
-        return (key if self.key_norm is None else self.key_norm(key)), _dense(self.value, normed)
+        key = self._dense("key", normed)
+        return (key if self.key_norm is None else self.key_norm(key)), self._dense("value", normed)
 
     def rotation(self, places: Tensor) -> Rotation | None:
         """The turns at `places` `[t]`, relative to a block so that no stream is long enough to blur them; or None."""
@@ -153,7 +153,7 @@ class DecoderParts:
 
     def project_output(self, attended: Tensor) -> Tensor:
         """`[b, t, h, c]` to `[b, t, d]`."""
-        return _dense(self.output, attended)
+        return self._dense("output", attended)
 
     def complete(self, attention: Tensor, residual: Tensor, seeds: dict[str, Tensor] | None = None) -> Tensor:
         """The layer behind the attention, for tokens and FAM alike: A = attention + residual; FF(norm(A)) + A.
@@ -174,13 +174,16 @@ class DecoderParts:
             return a
         x = self._normalized(self.pre_ffw_norm, a)
         if self.gate is None:
-            x = _dense(self.up, x)
+            x = self._dense("up", x)
         else:
-            x = self.activation(_dense(self.gate, x)) * _dense(self.up, x)
-        x = _dense(self.down, x)
+            x = self.activation(self._dense("gate", x)) * self._dense("up", x)
+        x = self._dense("down", x)
         if self.post_ffw_norm is not None:
             x = self.post_ffw_norm(x)
         return self._add(a, _dropped(self.feedforward_dropout, x, seeds.get("feedforward")))
+
+    def _dense(self, name, x):
+        return _dense(getattr(self, name), x)
 
     # === Dropout ===
 
@@ -207,6 +210,27 @@ class DecoderParts:
             total = ops.cast(residual, "float32") + ops.cast(x, "float32")
             return ops.cast(ops.clip(total, -LARGEST_FLOAT16, LARGEST_FLOAT16), "float16")
         return residual + ops.cast(x, residual.dtype)
+
+
+@dataclass(frozen=True)
+class AdaptedParts(DecoderParts):
+    """The parts as FAM's rows go through them where adapters are FAM's alone.
+
+    Attributes:
+        adapters: dict from the field name of a projection to the `MemoryAdapter` whose product is added to what that
+            makes, behind its bias and its own activation.
+    """
+
+    adapters: dict[str, keras.layers.Layer] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, parts: DecoderParts, adapters: dict[str, keras.layers.Layer]) -> "AdaptedParts":
+        """`parts`, adapted."""
+        return cls(**{each.name: getattr(parts, each.name) for each in fields(parts)}, adapters=adapters)
+
+    def _dense(self, name, x):
+        made = super()._dense(name, x)
+        return made + self.adapters[name](x) if name in self.adapters else made
 
 
 def _dense(layer, x):

@@ -14,6 +14,7 @@ from keras_fam.backend.random import spread_seed
 from keras_fam.memory.blocks import merge_blocks, split_blocks
 from keras_fam.memory.core import Core
 from keras_fam.memory.feedback import FAM, Block, project_fam, update_fam
+from keras_fam.memory.parts import DecoderParts
 from keras_fam.memory.rotary import Rotation, turn
 from keras_fam.memory.state import Beginning, Passed, Sink
 from keras_fam.memory.tokens import Keys, Seen, attend_blocks
@@ -170,8 +171,6 @@ def _sinks(core, sink, shape, past):
 def lift_prompt(core: Core, prompt: Tensor) -> Tensor:
     """The prompt for the layer above: through this layer, seeing itself alone, full and not causal, without dropout.
 
-    The start token of a sink goes up the same way: alone, it sees only itself.
-
     Args:
         core: `Core`.
         prompt: `[1 or b, N, d]`.
@@ -179,12 +178,29 @@ def lift_prompt(core: Core, prompt: Tensor) -> Tensor:
     Returns:
         `[1 or b, N, d]`.
     """
-    return core.parts.complete(attend_prompt(core, core.parts.normalize(prompt)), prompt)
+    return _lifted(core.fam_parts, prompt)
 
 
-def attend_prompt(core: Core, normed: Tensor) -> Tensor:
+def lift_sink(core: Core, sink: Tensor) -> Tensor:
+    """The start token of a sink for the layer above: through this layer as a token, alone.
+
+    Args:
+        core: `Core`.
+        sink: `[1, 1, d]`.
+
+    Returns:
+        `[1, 1, d]`.
+    """
+    return _lifted(core.parts, sink)
+
+
+def _lifted(parts, vectors):
+    return parts.complete(attend_prompt(parts, parts.normalize(vectors)), vectors)
+
+
+def attend_prompt(parts: DecoderParts, normed: Tensor) -> Tensor:
     """Attention among the N prompt vectors alone, on places -N .. -1: `[1 or b, N, d]`, without residual."""
-    parts, places = core.parts, ops.arange(-normed.shape[1], 0)
+    places = ops.arange(-normed.shape[1], 0)
     key, value = parts.project_key_value(normed)
     if normed.shape[1] == 1:  # One vector alone sees itself with weight 1; a softmax of one score makes Keras warn.
         return parts.project_output(ops.repeat(value, parts.num_query_heads // parts.num_key_value_heads, axis=2))

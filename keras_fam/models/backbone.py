@@ -296,6 +296,8 @@ class FAMBackbone(
             if hasattr(self.family.backbone, name):
                 stock["config"].setdefault(name, getattr(self.family.backbone, name))
         config.update(self.options.get_config())
+        if self.lora_memory_only:  # Other LoRA is merged into what is saved.
+            config["memory_lora"] = {"rank": self._lora_rank, "target_layer_names": self._lora_target_layer_names}
         return config
 
     @classmethod
@@ -309,13 +311,16 @@ class FAMBackbone(
             `FAMBackbone`.
         """
         config = dict(config)
-        stock = config.pop("backbone")
+        stock, lora = config.pop("backbone"), config.pop("memory_lora", None)
         dtype = config.pop("dtype", None)
         if isinstance(stock, dict):
             if dtype is not None:
                 stock = {**stock, "config": {**stock["config"], "dtype": dtype}}
             stock = keras.saving.deserialize_keras_object(stock)
-        return cls(stock, **config)
+        backbone = cls(stock, **config)
+        if lora is not None:
+            backbone.enable_lora(**lora, memory_only=True)
+        return backbone
 
     @classmethod
     def from_preset(

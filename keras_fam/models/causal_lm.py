@@ -178,7 +178,7 @@ class FAMCausalLM(
 
     # === LoRA ===
 
-    def enable_lora(self, rank: int, target_layer_names: list[str] | None = None) -> None:
+    def enable_lora(self, rank: int, target_layer_names: list[str] | None = None, memory_only: bool = False) -> None:
         """Freezes the model but for LoRA on its projections, the target layers' biases, the FAM prompt and gates.
 
         See `FAMBackbone.enable_lora`. Call `compile` afterwards.
@@ -186,11 +186,14 @@ class FAMCausalLM(
         Args:
             rank: int >= 1.
             target_layer_names: list of str or None, names of layers; None is attention and feed-forward.
+            memory_only: bool. LoRA acts on the prompt and FAM alone, and biases stay frozen: tokens go through the same
+                layers as before, to the last bit, and differ only by what they read of FAM.
 
         Raises:
-            TypeError, ValueError: `rank` is no integer or below 1; a name that no layer has; LoRA is enabled already.
+            TypeError, ValueError: `rank` is no integer or below 1; a name that no layer has; LoRA is enabled already;
+                `memory_only` without FAM.
         """
-        self.backbone.enable_lora(rank, target_layer_names)
+        self.backbone.enable_lora(rank, target_layer_names, memory_only)
         self._trainable = True  # The setter would set it for all layers.
 
     def save_lora_weights(self, filepath: Path) -> None:

@@ -31,4 +31,5 @@ def layer_inputs(backbone: Any, token_ids: np.ndarray) -> Iterator[tuple[Any, Te
     start = backbone.start_of_memory()
     for index, layer in enumerate(backbone.transformer_layers):
         yield layer, hidden[index - 1], start
-        start = {name: layer.lift_prompt(x) for name, x in start.items()}
+        lift = {"fam": layer.lift_prompt, "sink": layer.lift_sink}
+        start = {name: lift[name](x) for name, x in start.items()}

@@ -204,7 +204,7 @@ class Streams(MixedIn):
         for layer in self.transformer_layers:
             layers.append(layer.begin_stream(fam, sink, batch_size))
             fam = layer.lift_prompt(fam) if self.fam_length else fam
-            sink = None if sink is None else layer.lift_prompt(sink)
+            sink = None if sink is None else layer.lift_sink(sink)
         return empty_state(tuple(layers), batch_size, self.options)
 
     def piece(

@@ -25,7 +25,7 @@ class Memory:
 
 
 def reference_forward(family, config, weights, token_ids, padding_mask=None, *, memory,
-                      position_offset=None, start=None, lora_alpha=None):  # fmt: skip
+                      position_offset=None, start=None, lora_alpha=None, fam_weights=None):  # fmt: skip
     """The backbone's inference forward pass.
 
     Args:
@@ -38,13 +38,17 @@ def reference_forward(family, config, weights, token_ids, padding_mask=None, *, 
         position_offset: int array [batch], for learned positions only; RoPE depends on differences alone.
         start: list over layers of [batch, N, d], carried FAMs to start from instead of the learned prompt.
         lora_alpha: LoRA's alpha; None means alpha = rank, as in Keras.
+        fam_weights: like `weights`, what prompt and FAM go through, if not the same as tokens.
 
     Returns:
         `(hidden [batch, length, d], fams)`, fams being a list over layers of [batch, N, d]: each layer's FAM after the
         last complete block.
     """
     weights = merge_lora(weights, lora_alpha)
-    layers = [Layer(describe(family, config, index), weights, index) for index in range(config["num_layers"])]
+    layers, fam_layers = (
+        [Layer(describe(family, config, index), each, index) for index in range(config["num_layers"])]
+        for each in (weights, weights if fam_weights is None else fam_weights)
+    )
     token_ids = np.asarray(token_ids)
     real = np.ones(token_ids.shape, bool) if padding_mask is None else np.asarray(padding_mask).astype(bool)
     offsets = np.zeros(len(token_ids), int) if position_offset is None else np.asarray(position_offset)
@@ -60,22 +64,22 @@ def reference_forward(family, config, weights, token_ids, padding_mask=None, *, 
         sink = embed_tokens(family, config, weights, np.array([memory.sink]), 0)
 
     fams = []
-    for index, layer in enumerate(layers):
+    for index, layer in enumerate(zip(layers, fam_layers, strict=True)):
         layer_fams = []
         for row in range(len(token_ids)):
             fam = prompt if start is None else np.asarray(start[index][row], "float64")
             x[row], fam = run_layer(layer, x[row], real[row], (fam, start is None), sink, memory)
             layer_fams.append(fam)
         fams.append(np.stack(layer_fams))
-        prompt, sink = lift_prompt(layer, prompt), lift_prompt(layer, sink)
+        prompt, sink = lift_prompt(layer[1], prompt), lift_prompt(layer[0], sink)
     return final_norm(family, config, weights, np.stack(x)), fams
 
 
-def run_layer(layer, x, real, start, sink, memory):
+def run_layer(layers, x, real, start, sink, memory):
     """One layer over one row.
 
     Args:
-        layer: `Layer`.
+        layers: two `Layer`, for tokens and for FAM.
         x: [length, d].
         real: bool [length], False at padding.
         start: `(fam [N, d], is_learned)`: F before the first block, and whether it is the learned prompt, which carries
@@ -86,15 +90,15 @@ def run_layer(layer, x, real, start, sink, memory):
     Returns:
         The layer's output [length, d] and its FAM after the last complete block [N, d].
     """
-    (fam, is_learned_start), block_size = start, memory.block_size
+    (fam, is_learned_start), block_size, (layer, fam_layer) = start, memory.block_size, layers
     length, fam_places = len(x), np.arange(-len(fam), 0)
     q, k, v = layer.qkv(x, np.arange(length))  # Q, K, V = QKV(norm(I_tau)); token i of block tau at tau*B + i
     attended = np.zeros_like(q)
     for begin in range(0, length, block_size):  # begin = tau*B
         end = begin + block_size
         # Qf, Kf, Vf = QKV(norm(F_{tau-1})); Kf on tau*B-N ... tau*B-1, Qf on tau*B+B-N ... tau*B+B-1
-        _, kf, vf = layer.qkv(fam, begin + fam_places)
-        qf, _, _ = layer.qkv(fam, end + fam_places)
+        _, kf, vf = fam_layer.qkv(fam, begin + fam_places)
+        qf, _, _ = fam_layer.qkv(fam, end + fam_places)
         # S, the sink, on the place before Kf.
         _, ks, vs = layer.qkv(sink, begin - len(fam) - 1 + np.arange(len(sink)))
 
@@ -113,7 +117,7 @@ def run_layer(layer, x, real, start, sink, memory):
         if end <= length and seen:
             keys, values = np.concatenate([ks, kf, k[seen]]), np.concatenate([vs, vf, v[seen]])
             residual = np.zeros_like(fam) if is_learned_start else fam  # R = 0 after the learned start, else F_{tau-1}
-            fam = layer.finish(attend(layer, qf, keys, values), residual)
+            fam = fam_layer.finish(attend(fam_layer, qf, keys, values), residual)
             if memory.span is not None:
                 fam = bound(fam, residual, memory.span)
             is_learned_start = False

@@ -63,6 +63,11 @@ LAYERS = {
         lambda w: w.block.lift_prompt,
         meaning={"fam": f"of more rows, without places, {VALUES}"},
     ),
+    "FAMDecoderBlock.lift_sink": Call(
+        lambda w: dict(sink=w.sink),
+        lambda w: w.block.lift_sink,
+        meaning={"sink": VALUES},
+    ),
     "FAMDecoderBlock.read": Call(
         lambda w: dict(x=w.x, state=w.block.initial_state(1, w.fam), inputs_mask=w.mask),
         lambda w: w.block.read,

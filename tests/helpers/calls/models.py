@@ -69,7 +69,7 @@ MODELS = {
         meaning={"inputs": "padding_mask as bools"},
     ),
     "FAMBackbone.enable_lora": Call(
-        lambda w: dict(rank=2, target_layer_names=["query"]),
+        lambda w: dict(rank=2, target_layer_names=["query"], memory_only=False),
         lambda w: w.lm.backbone.enable_lora,
         fresh=lambda w: w.new_lm().backbone.enable_lora,
     ),
@@ -146,7 +146,7 @@ MODELS = {
         | {"optimizer": "None", "loss": "None", "loss_weights": "None", "jit_compile": "True"},
     ),
     "FAMCausalLM.enable_lora": Call(
-        lambda w: dict(rank=2, target_layer_names=["query"]),
+        lambda w: dict(rank=2, target_layer_names=["query"], memory_only=False),
         own("enable_lora"),
         fresh=lambda w: w.new_lm().enable_lora,
     ),
