@@ -8,6 +8,7 @@ goes on from step to step, and is disturbed in the last lessons, as there. `pass
 writes of a model.
 """
 
+import copy
 import json
 import pathlib
 import sys
@@ -64,30 +65,33 @@ def disturbed(memory, strength, rng):
     return memory + noise * memory.norm(dim=-1, keepdim=True)
 
 
-def step(peer, optimizer, batch, memory, rng, strength):
-    """One step of the optimizer: `(memory, [digits right, digits asked])`."""
+def step(peer, optimizer, batch, memory, rng, lesson):
+    """One step of the optimizer: `(memory, [digits right, digits asked, sum of their losses])`."""
     inputs, targets, weights = batch
     memory = memory * torch.from_numpy(1.0 - inputs["document_start"])[:, None, None].float()
-    memory = disturbed(memory, strength, rng)
+    memory = disturbed(memory, lesson.disturb, rng)
     token_ids, targets = (torch.from_numpy(x).long() for x in (inputs["token_ids"], targets))
     asked = torch.from_numpy(weights) > 0
     logits, memory = peer.wrapper(token_ids, memory)
     logits, targets = logits[asked], targets[asked]
     optimizer.zero_grad()
-    torch.nn.functional.cross_entropy(logits, targets).backward()
-    torch.nn.utils.clip_grad_norm_(peer.wrapper.parameters(), 1.0)
+    loss = torch.nn.functional.cross_entropy(logits, targets)
+    loss.backward()
+    for weight in peer.wrapper.parameters():
+        torch.nn.utils.clip_grad_norm_(weight, lesson.clip)
     optimizer.step()
-    return memory.detach(), np.array([int((logits.argmax(-1) == targets).sum()), len(targets)])
+    right = int((logits.argmax(-1) == targets).sum())
+    return memory.detach(), np.array([right, len(targets), len(targets) * loss.item()])
 
 
 def train(peer, options, seed):
-    """The lessons of `passkey_training.train`, with its rates and optimizers."""
+    """The lessons of `passkey_training.train`, with its rates and optimizers; the last one's best epoch is kept."""
     length = passkey_training.EPOCH
     settings = dict(betas=(0.9, options.beta_2), weight_decay=options.weight_decay)
     optimizer = torch.optim.AdamW(peer.wrapper.parameters(), **settings)
     plan, epoch = list(passkey_training.lessons(options, seed)), 0
     for number, (lesson, stream) in enumerate(plan):
-        began, digits = epoch, 0.0
+        began, digits, smallest, best = epoch, 0.0, np.inf, None
         end = passkey_training.latest_end(lesson, options, began)
         rate = passkey_training.lesson_rate(lesson, options, began).schedule
         if lesson.rows:
@@ -96,12 +100,17 @@ def train(peer, options, seed):
         rng = np.random.default_rng([seed, number])
         while epoch < end and digits <= lesson.learned:
             optimizer.param_groups[0]["lr"] = rate(epoch)
-            counts = np.zeros(2)
+            counts = np.zeros(3)
             for index in range((epoch - began) * length, (epoch - began + 1) * length):
-                memory, counted = step(peer, optimizer, stream[index], memory, rng, lesson.disturb)
+                memory, counted = step(peer, optimizer, stream[index], memory, rng, lesson)
                 counts += counted
             epoch, digits = epoch + 1, counts[0] / counts[1]
-            print(f"  step {epoch * length}, {lesson}: digits {digits:.3f}", flush=True)
+            if counts[2] / counts[1] < smallest:
+                smallest, best = counts[2] / counts[1], copy.deepcopy(peer.wrapper.state_dict())
+            print(
+                f"  step {epoch * length}, {lesson}: loss {counts[2] / counts[1]:.4f}, digits {digits:.3f}", flush=True
+            )
+    peer.wrapper.load_state_dict(best)
 
 
 def main():

@@ -28,6 +28,7 @@ class Lesson(NamedTuple):
     disturb: float = 0.0  # see `DisturbedMemory`
     rows: int | None = None  # of a batch, if not as many as before
     parts: int = 1  # in which a piece may state a key each
+    clip: float = 1.0  # the longest gradient of a weight; of longer ones the direction is left
     until: float | None = None  # share of all steps at which it ends at the latest, in place of `--lesson-steps`
 
     def __str__(self):
@@ -95,8 +96,9 @@ def lessons(options, seed):
             last = last._replace(rows=max(1, options.batch_size // longer), rate=1 / 6)
             # A piece states one key at most; then keys follow each other as soon as after 2 blocks.
             before = (*REWRITTEN, aged, last._replace(restate=(0.9, 0.75, 0.5), until=0.85))
-            # Questions so dense that keys are learned, and so seldom that they must live without.
-            last = last._replace(parts=options.blocks // 2, questions=(0.0, 0.05, 0.4, 1.0))
+            # Questions so dense that keys are learned, and so seldom that they must live without. Some gradients are
+            # a hundred times as long as most: they must not undo what those do.
+            last = last._replace(parts=options.blocks // 2, questions=(0.0, 0.05, 0.4, 1.0), clip=0.02)
     for lesson in (*before, last):
         rows = lesson.rows or options.batch_size
         restart, restate = (np.resize(x, rows) for x in (lesson.restart, lesson.restate))
@@ -219,8 +221,8 @@ def best_epoch(weights, log):
     ]
 
 
-def compile_model(lm, options, steady=False):
-    """`steady`: as gradients vanish, steps shrink with them. Without it a model that had every digit right broke."""
+def compile_model(lm, options, lesson):
+    """On long pieces steps shrink as gradients vanish. Without that a model that had every digit right broke."""
     rate = options.learning_rate
     if options.training != "rewritten":  # one rate for all lessons
         rate = keras.optimizers.schedules.CosineDecay(
@@ -228,7 +230,11 @@ def compile_model(lm, options, steady=False):
         )
     lm.compile(
         optimizer=keras.optimizers.AdamW(
-            rate, beta_2=options.beta_2, weight_decay=options.weight_decay, clipnorm=1.0, amsgrad=steady
+            rate,
+            beta_2=options.beta_2,
+            weight_decay=options.weight_decay,
+            clipnorm=lesson.clip,
+            amsgrad=lesson.rows is not None,
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="digits")],
@@ -252,7 +258,7 @@ def train(name, options, seed, folder):
         if lesson.rows:
             lm = rebuilt(lm, name, options, options.span, lesson.rows)
         if lesson.rows or number == present:
-            compile_model(lm, options, steady=lesson.rows is not None)
+            compile_model(lm, options, lesson)
         backup = folder / (f"backup-{number}" if lesson.rows else "backup")
         place_in_lesson = backup / "training_metadata.json"
         done = json.loads(place_in_lesson.read_text())["epoch"] - began if place_in_lesson.exists() else 0

@@ -15,12 +15,16 @@ if keras.config.backend() != "torch":
 
 sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("benchmarks", "examples")]
 import passkey_peer  # noqa: E402  (its folder is added above)
+import passkey_training  # noqa: E402  (the same)
 import torch  # noqa: E402  (on torch alone)
 
 TASK = keras_fam.data.PassKeyTask(block_size=8, key_length=2, filler_length=6)
 OPTIONS = types.SimpleNamespace(
     task=TASK, block_size=8, hidden_dim=8, heads=2, layers=2, fam_length=3, intermediate_dim=16
 )
+
+
+LESSON = passkey_training.Lesson(3, 0.5)
 
 
 @pytest.fixture
@@ -58,9 +62,9 @@ def test_rows_that_restart_forget(peer):
     optimizer = torch.optim.SGD(peer.wrapper.parameters(), 0.0)
     written = []
     for memory in (peer.initial_state(2)[0], torch.ones(2, 3, 8)):
-        memory, digits = passkey_peer.step(peer, optimizer, (inputs, targets, weights), memory, rng, 0.0)
+        memory, counts = passkey_peer.step(peer, optimizer, (inputs, targets, weights), memory, rng, LESSON)
         written.append(memory)
-        assert digits[1] == (weights > 0).sum() and 0 <= digits[0] <= digits[1]
+        assert counts[1] == (weights > 0).sum() and 0 <= counts[0] <= counts[1] < counts[2]
     np.testing.assert_allclose(written[0][0], written[1][0], atol=1e-6)
     assert np.abs(written[0][1] - written[1][1]).max() > 1e-3
 
