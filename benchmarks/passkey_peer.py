@@ -66,22 +66,23 @@ def disturbed(memory, strength, rng):
 
 
 def step(peer, optimizer, batch, memory, rng, lesson):
-    """One step of the optimizer: `(memory, [digits right, digits asked, sum of their losses])`."""
+    """One step of the optimizer: `(memory, [weight of digits that are right, of all, sum of weighted losses])`."""
     inputs, targets, weights = batch
     memory = memory * torch.from_numpy(1.0 - inputs["document_start"])[:, None, None].float()
     memory = disturbed(memory, lesson.disturb, rng)
     token_ids, targets = (torch.from_numpy(x).long() for x in (inputs["token_ids"], targets))
-    asked = torch.from_numpy(weights) > 0
+    weights = torch.from_numpy(weights)
+    asked = weights > 0
     logits, memory = peer.wrapper(token_ids, memory)
-    logits, targets = logits[asked], targets[asked]
+    logits, targets, weights = logits[asked], targets[asked], weights[asked]
     optimizer.zero_grad()
-    loss = torch.nn.functional.cross_entropy(logits, targets)
-    loss.backward()
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none") * weights
+    (losses.sum() / weights.sum()).backward()
     for weight in peer.wrapper.parameters():
         torch.nn.utils.clip_grad_norm_(weight, lesson.clip)
     optimizer.step()
-    right = int((logits.argmax(-1) == targets).sum())
-    return memory.detach(), np.array([right, len(targets), len(targets) * loss.item()])
+    right = (logits.argmax(-1) == targets) * weights
+    return memory.detach(), np.array([float(each.sum()) for each in (right, weights, losses.detach())])
 
 
 def train(peer, options, seed):
@@ -92,6 +93,7 @@ def train(peer, options, seed):
     plan, epoch = list(passkey_training.lessons(options, seed)), 0
     for number, (lesson, stream) in enumerate(plan):
         began, digits, smallest, best = epoch, 0.0, np.inf, None
+        stream = passkey_training.GoingOn(stream, 0, lesson.evenly)
         end = passkey_training.latest_end(lesson, options, began)
         rate = passkey_training.lesson_rate(lesson, options, began).schedule
         if lesson.rows:

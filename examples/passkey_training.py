@@ -29,6 +29,7 @@ class Lesson(NamedTuple):
     rows: int | None = None  # of a batch, if not as many as before
     parts: int = 1  # in which a piece may state a key each
     clip: float = 1.0  # the longest gradient of a weight; of longer ones the direction is left
+    evenly: bool = False  # a row counts as much as another, however often it is asked
     until: float | None = None  # share of all steps at which it ends at the latest, in place of `--lesson-steps`
 
     def __str__(self):
@@ -95,10 +96,10 @@ def lessons(options, seed):
             aged = AGED._replace(questions=options.sparse, disturb=options.disturb)
             last = last._replace(rows=max(1, options.batch_size // longer), rate=1 / 6)
             # A piece states one key at most; then keys follow each other as soon as after 2 blocks.
-            before = (*REWRITTEN, aged, last._replace(restate=(0.9, 0.75, 0.5), until=0.85))
+            before = (*REWRITTEN, aged, last._replace(restart=(0.1, 0.05), restate=(0.9, 0.75, 0.5), until=0.85))
             # Questions so dense that keys are learned, and so seldom that they must live without. Some gradients are
             # a hundred times as long as most: they must not undo what those do.
-            last = last._replace(parts=options.blocks // 2, questions=(0.0, 0.05, 0.4, 1.0), clip=0.02)
+            last = last._replace(parts=options.blocks // 2, questions=(0.0, 0.05, 0.4, 1.0), clip=0.02, evenly=True)
     for lesson in (*before, last):
         rows = lesson.rows or options.batch_size
         restart, restate = (np.resize(x, rows) for x in (lesson.restart, lesson.restate))
@@ -128,16 +129,24 @@ def change_memory(model, change):
 
 
 class GoingOn(keras.utils.PyDataset):
-    """A stream from a later batch on."""
+    """A lesson's stream from a later batch on."""
 
     num_batches = None
 
-    def __init__(self, stream, skipped):
+    def __init__(self, stream, skipped, evenly):
         super().__init__()
-        self.stream, self.skipped = stream, skipped
+        self.stream, self.skipped, self.evenly = stream, skipped, evenly
 
     def __getitem__(self, index):
-        return self.stream[self.skipped + index]
+        inputs, targets, weights = self.stream[self.skipped + index]
+        return inputs, targets, even(weights) if self.evenly else weights
+
+
+def even(weights):
+    """Weights `[rows, length]` whose rows sum to the same, all together to what they did; rows of zeros stay."""
+    of_rows = weights.sum(axis=1, keepdims=True)
+    each = of_rows.sum() / np.maximum(1, (of_rows > 0).sum())
+    return (weights / np.maximum(of_rows, 1) * each).astype(weights.dtype)
 
 
 class ShorterMemory(keras.callbacks.Callback):
@@ -273,7 +282,7 @@ def train(name, options, seed, folder):
         if number == len(plan) - 1 and lesson.rows:
             callbacks += best_epoch(best, folder / "last_lesson.csv")
         lm.fit(
-            GoingOn(stream, done * EPOCH),
+            GoingOn(stream, done * EPOCH, lesson.evenly),
             steps_per_epoch=EPOCH,
             initial_epoch=began,
             epochs=latest_end(lesson, options, began),

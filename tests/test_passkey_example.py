@@ -104,6 +104,18 @@ def test_the_last_lessons():
     assert [lesson.blocks // lesson.parts for lesson in (aged, once, last)] == [8, 32, 2]
 
 
+def test_rows_that_count_the_same():
+    *_, (lesson, stream) = passkey_training.lessons(options(batch_size=64, blocks=32), 0)
+    inputs, targets, weights = stream[3]
+    again, aims, evenly = passkey_training.GoingOn(stream, 1, lesson.evenly)[2]
+    np.testing.assert_array_equal(again["token_ids"], inputs["token_ids"])
+    np.testing.assert_array_equal(aims, targets)
+    np.testing.assert_array_equal(evenly > 0, weights > 0)
+    np.testing.assert_allclose(evenly.sum(axis=1), weights.sum() / len(weights), rtol=1e-5)
+    assert weights.sum(axis=1).max() > 8 * weights.sum(axis=1).min() and evenly.dtype == weights.dtype
+    np.testing.assert_array_equal(passkey_training.even(np.zeros((2, 3), "float32")), np.zeros((2, 3)))
+
+
 def test_the_best_epoch_is_kept(tmp_path):
     """Also by a run that goes on after it."""
     lm, stream = language_model(), TASK.stream(2, 2, 0.0, seed=0)
