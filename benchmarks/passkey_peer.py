@@ -90,9 +90,9 @@ def train(peer, options, seed):
     length = passkey_training.EPOCH
     settings = dict(betas=(0.9, options.beta_2), weight_decay=options.weight_decay)
     optimizer = torch.optim.AdamW(peer.wrapper.parameters(), **settings)
-    plan, epoch = list(passkey_training.lessons(options, seed)), 0
+    plan, epoch, smallest, best = list(passkey_training.lessons(options, seed)), 0, np.inf, None
     for number, (lesson, stream) in enumerate(plan):
-        began, digits, smallest, best = epoch, 0.0, np.inf, None
+        began, digits = epoch, 0.0
         stream = passkey_training.GoingOn(stream, 0, lesson.evenly)
         end = passkey_training.latest_end(lesson, options, began)
         rate = passkey_training.lesson_rate(lesson, options, began).schedule
@@ -107,12 +107,12 @@ def train(peer, options, seed):
                 memory, counted = step(peer, optimizer, stream[index], memory, rng, lesson)
                 counts += counted
             epoch, digits = epoch + 1, counts[0] / counts[1]
-            if counts[2] / counts[1] < smallest:
-                smallest, best = counts[2] / counts[1], copy.deepcopy(peer.wrapper.state_dict())
-            print(
-                f"  step {epoch * length}, {lesson}: loss {counts[2] / counts[1]:.4f}, digits {digits:.3f}", flush=True
-            )
-    peer.wrapper.load_state_dict(best)
+            loss = counts[2] / counts[1]
+            if lesson.rows and number == len(plan) - 1 and loss < smallest:
+                smallest, best = loss, copy.deepcopy(peer.wrapper.state_dict())
+            print(f"  step {epoch * length}, {lesson}: loss {loss:.4f}, digits {digits:.3f}", flush=True)
+    if best is not None:
+        peer.wrapper.load_state_dict(best)
 
 
 def main():

@@ -23,8 +23,8 @@ questions in whose answers random digits are read, so that no text repeats its k
   and `--restate` for the last lesson). Random digits are read in answers as soon as keys are restated. Three lessons
   come last, in each of which the learning rate falls to zero and `DisturbedMemory` adds noise to what rows carry
   (`--disturb`): pieces of 8 blocks; pieces of 32 on a quarter of the rows, as many tokens a step, so that gradients
-  reach back four times as far; and such pieces in which keys follow each other as soon as after 2 blocks. `--blocks 8`
-  ends with pieces of 8.
+  reach back four times as far; and such pieces in which keys follow each other as soon as after 2 blocks, of whose
+  epochs the best is kept. `--blocks 8` ends with pieces of 8.
 - `--training carried`: no key is stated anew, and only the last lesson goes on from step to step. `ShorterMemory` lets
   the memory of `fam_sum` age faster than it reads. The learning rate falls from the first step on.
 - `--training fresh`: every row of every step starts anew, on texts of 18 blocks, as in the paper.

@@ -1,5 +1,6 @@
 """How `passkey.py` builds its models and trains them: one lesson after the other, each on texts of `PassKeyTask`."""
 
+import csv
 import json
 from typing import Any, NamedTuple
 
@@ -219,9 +220,8 @@ def lesson_rate(lesson, options, began):
 
 def best_epoch(weights, log):
     """Callbacks that keep the weights of the epoch with the smallest loss; a run that goes on knows those before."""
-    before = log.read_text().splitlines() if log.exists() else []
-    column = before[0].split(",").index("loss") if before else None
-    smallest = min((float(line.split(",")[column]) for line in before[1:]), default=None)
+    before = csv.DictReader(log.read_text().splitlines() if log.exists() else [])
+    smallest = min((float(epoch["loss"]) for epoch in before), default=None)
     return [
         keras.callbacks.ModelCheckpoint(
             weights, "loss", mode="min", save_best_only=True, save_weights_only=True, initial_value_threshold=smallest

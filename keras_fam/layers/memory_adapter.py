@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_fam.checks import check_integer
 from keras_fam.memory.parts import DecoderParts
 from keras_fam.types import MixedIn, Shape, Tensor
 
@@ -28,17 +29,22 @@ class MemoryAdapter(keras.layers.Layer):
     Returns:
         `[batch, N, *made]` in the dtype of `x`. The kernels are float32, whatever that is.
 
+    Raises:
+        TypeError, ValueError: `rank` is no integer or below 1.
+
     Example:
 
     ```python
-    adapter = keras_fam.layers.MemoryAdapter(rank=4, made=(2, 8))
+    from keras_fam.layers.memory_adapter import MemoryAdapter
+
+    adapter = MemoryAdapter(rank=4, made=(2, 8))
     adapter(keras.random.normal((1, 3, 16))).shape  # (1, 3, 2, 8)
     ```
     """
 
     def __init__(self, rank: int, made: tuple[int, ...], **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
-        self.rank, self.made = rank, tuple(made)
+        self.rank, self.made = check_integer("rank", rank, 1), tuple(made)
 
     def build(self, x_shape: tuple[int, ...]) -> None:
         """Makes the kernels: A is random and B zero, so that nothing changes before training.

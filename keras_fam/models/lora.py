@@ -118,7 +118,7 @@ class LoRAWeights(MixedIn):
                 f"{_for_memory(self.lora_memory_only)}. Received: {str(filepath)!r} of rank {rank} on {names}"
                 f"{_for_memory(memory_only)}."
             )
-        self._check_stored(filepath, names, values, rank if memory_only else None)
+        self._check_stored(filepath, values, rank, names, memory_only)
         if not self.lora_enabled:
             self.enable_lora(rank, names, memory_only)
         for variable in self.trainable_variables:
@@ -135,25 +135,12 @@ class LoRAWeights(MixedIn):
     def _gates(self):
         return [layer.memory_gate for layer in self.transformer_layers if layer.memory_gate is not None]
 
-    def _check_stored(self, filepath, names, values, memory_rank=None):
+    def _check_stored(self, filepath, values, rank, names, memory_only):
         """Every stored variable must be one that this model trains, or will train once LoRA is enabled."""
         expected, unknown = {}, set(names)
-        for layer in self.transformer_layers if memory_rank is not None else ():
-            for projection, read, made in layer.projections().values():
-                if projection.name in names:
-                    unknown.discard(projection.name)
-                    path = f"{layer.name}/memory_{projection.name}"
-                    expected[f"{path}/lora_kernel_a"] = (math.prod(read), memory_rank)
-                    expected[f"{path}/lora_kernel_b"] = (memory_rank, math.prod(made))
-        for layer in self._flatten_layers(include_self=False) if memory_rank is None else ():
-            if layer.name in names and hasattr(layer, "enable_lora") and hasattr(layer, "kernel"):
-                unknown.discard(layer.name)
-                shape, path = tuple(layer.kernel.shape), layer.path
-                rank = values[f"{path}/lora_kernel_b"].shape[0] if f"{path}/lora_kernel_b" in values else 0
-                expected[f"{path}/lora_kernel_a"] = (*shape[:-1], rank)
-                expected[f"{path}/lora_kernel_b"] = (rank, shape[-1])
-                if layer.bias is not None:
-                    expected[f"{path}/bias"] = tuple(layer.bias.shape)
+        for name, shapes in self._adapted(rank, names, memory_only):
+            expected.update(shapes)
+            unknown.discard(name)
         if self.fam_prompt is not None:
             expected[self.fam_prompt.embeddings.path] = tuple(self.fam_prompt.embeddings.shape)
         expected.update({gate.path: () for gate in self._gates()})
@@ -164,6 +151,25 @@ class LoRAWeights(MixedIn):
                 f"`filepath` must hold the variables that LoRA trains in this model. Received: {str(filepath)!r}, "
                 f"which differs in {differing}."
             )
+
+    def _adapted(self, rank, names, memory_only):
+        """What LoRA trains of each layer that has one of these names: `(name, {path: shape})`."""
+        if memory_only:
+            for layer in self.transformer_layers:
+                for projection, read, made in layer.projections().values():
+                    if projection.name in names:
+                        path = f"{layer.name}/memory_{projection.name}"
+                        yield projection.name, _kernels(path, (math.prod(read),), math.prod(made), rank)
+            return
+        for layer in self._flatten_layers(include_self=False):
+            if layer.name in names and hasattr(layer, "enable_lora") and hasattr(layer, "kernel"):
+                *read, made = layer.kernel.shape
+                bias = {} if layer.bias is None else {f"{layer.path}/bias": tuple(layer.bias.shape)}
+                yield layer.name, _kernels(layer.path, read, made, rank) | bias
+
+
+def _kernels(path, read, made, rank):
+    return {f"{path}/lora_kernel_a": (*read, rank), f"{path}/lora_kernel_b": (rank, made)}
 
 
 def _for_memory(memory_only):
