@@ -52,7 +52,7 @@ REWRITTEN = (
     Lesson(8, 0.1, 0.5, questions=0.3, noise=1.0, learned=0.95, rate=1 / 3),
 )
 # Keys that live for long, on disturbed memory: what comes before longer pieces.
-AGED = Lesson(8, (0.05, 0.02), (0.5, 0.3, 0.15), noise=1.0, learned=1.0, rate=1 / 3, until=0.625)
+AGED = Lesson(8, (0.05, 0.02), (0.5, 0.3, 0.15), noise=1.0, learned=1.0, rate=1 / 3, until=0.56)
 
 
 def build_model(name, options, span, rows):
@@ -95,12 +95,12 @@ def lessons(options, seed):
         before, last = REWRITTEN, last._replace(disturb=options.disturb)
         if (longer := options.blocks // AGED.blocks) > 1:
             aged = AGED._replace(questions=options.sparse, disturb=options.disturb)
-            last = last._replace(rows=max(1, options.batch_size // longer), rate=1 / 6)
+            # Some gradients are a hundred times as long as most: clipped, they cannot undo what those do.
+            last = last._replace(rows=max(1, options.batch_size // longer), rate=1 / 6, clip=0.02)
             # A piece states one key at most; then keys follow each other as soon as after 2 blocks.
-            before = (*REWRITTEN, aged, last._replace(restart=(0.1, 0.05), restate=(0.9, 0.75, 0.5), until=0.85))
-            # Questions so dense that keys are learned, and so seldom that they must live without. Some gradients are
-            # a hundred times as long as most: they must not undo what those do.
-            last = last._replace(parts=options.blocks // 2, questions=(0.0, 0.05, 0.4, 1.0), clip=0.02, evenly=True)
+            before = (*REWRITTEN, aged, last._replace(restart=(0.1, 0.05), restate=(0.9, 0.75, 0.5), until=0.77))
+            # Questions so dense that keys are learned, and so seldom that they must live without.
+            last = last._replace(parts=options.blocks // 2, questions=(0.0, 0.05, 0.4, 1.0), evenly=True)
     for lesson in (*before, last):
         rows = lesson.rows or options.batch_size
         restart, restate = (np.resize(x, rows) for x in (lesson.restart, lesson.restate))
