@@ -170,9 +170,16 @@ def test_what_a_page_names_is_there(page):
     for command in commands(text):
         script, options = command
         source = (ROOT / script).read_text()
+        taken = {*re.findall(r'"(--[\w-]+)"', source + examples_behind(source))}
         for option in options:
             plain = option.strip("-").replace("-", "_")
-            assert f'"{option}"' in source or re.search(rf"\b{plain}\b", source), f"{script} {option}"
+            assert option in taken or re.search(rf"\b{plain}\b", source), f"{script} {option}"
+
+
+def examples_behind(source):
+    """The text of the examples that a script imports, whose options it may take."""
+    paths = [ROOT / "examples" / f"{name}.py" for name in re.findall(r"^import (\w+)$", source, re.MULTILINE)]
+    return "".join(path.read_text() for path in paths if path.exists())
 
 
 def commands(text):
