@@ -12,6 +12,7 @@ import keras_fam
 
 if keras.config.backend() != "torch":
     pytest.skip("the peer is of torch", allow_module_level=True)
+pytest.importorskip("recurrent_memory_transformer_pytorch", reason="the peer needs the `peers` extra")
 
 sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("benchmarks", "examples")]
 import passkey_peer  # noqa: E402  (its folder is added above)
