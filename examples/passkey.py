@@ -29,11 +29,12 @@ questions in whose answers random digits are read, so that no text repeats its k
   the memory of `fam_sum` age faster than it reads. The learning rate falls from the first step on.
 - `--training fresh`: every row of every step starts anew, on texts of 18 blocks, as in the paper.
 
-Results are written to `passkey.json`, `{model: {seed: {"hold": {blocks: right}, "overwrite": {age: {distance:
-[questions, right, previous]}}}}}`, and drawn in `passkey.png`. A run that is interrupted goes on where its last epoch
-ended when it is started again with the same `--out`; other `--lengths`, `--ages` and `--distances` are evaluated
-without training again. Two commands with other `--models` and the same `--out` can run side by side; the one that ends
-last writes the whole table.
+Results are written to `passkey.json`, `{model: {seed: {"hold": {blocks: right}, "spread": {blocks: [a layer's]},
+"overwrite": {age: {distance: [questions, right, previous]}}}}}`, and drawn in `passkey.png`; *spread* tells how far
+texts differ in what each layer's FAM holds. A run that is interrupted goes on where its last epoch ended when it is
+started again with the same `--out`; other `--lengths`, `--ages` and `--distances` are evaluated without training again.
+Two commands with other `--models` and the same `--out` can run side by side; the one that ends last writes the whole
+table.
 """
 
 import argparse
@@ -70,6 +71,7 @@ STATED = dict(  # what `--training` sets, if nothing else is said: shares of row
     carried=dict(blocks=8, restart=[0.5, 0.2], restate=[0.0], disturb=0.0, steps=1600),
     fresh=dict(blocks=18, restart=[1.0], restate=[0.0], disturb=0.0, steps=1000),
 )
+SEVERAL_STEPS = 15000  # of `--training rewritten` with several keys
 EVALUATION = ("lengths", "distances", "ages", "keys", "use_span")
 
 
@@ -92,8 +94,8 @@ def parse():
     add("--learning-rate", type=float, default=3e-3)
     add("--weight-decay", type=float, default=0.004)
     add("--beta-2", type=float, default=0.98)
-    add("--block-size", type=int, default=16)
-    add("--fam-length", type=int, default=8)
+    add("--block-size", type=int, help="16, or what all statements and a question need")
+    add("--fam-length", type=int, help="8 for every key")
     add("--hidden-dim", type=int, default=96)
     add("--intermediate-dim", type=int, default=384, help="both halves of the gated feed-forward")
     add("--heads", type=int, default=6)
@@ -113,7 +115,11 @@ def parse():
     if "--quick" in sys.argv:
         parser.set_defaults(**QUICK)
     options = parser.parse_args()
-    for name, value in STATED[options.training].items():
+    needed = (options.num_keys + 1) * (options.key_length + 1)
+    stated = STATED[options.training] | dict(block_size=max(16, needed), fam_length=8 * options.num_keys)
+    if options.training == "rewritten" and options.num_keys > 1:
+        stated["steps"] = SEVERAL_STEPS
+    for name, value in stated.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
     for name in ("lengths", "distances", "ages"):
@@ -156,8 +162,10 @@ def evaluate(lm, name, options, seed):
     """What `passkey.json` holds of one run, and the settings it was made with."""
     if name == "fam" and options.use_span is not None:
         lm = rebuilt(lm, name, options, options.use_span, options.batch_size)
+    held, spread = hold(lm, options, seed)
     return {
-        "hold": hold(lm, options, seed),
+        "hold": held,
+        "spread": spread,
         "overwrite": overwrite(lm, options, seed),
         "settings": {key: getattr(options, key) for key in EVALUATION},
     }
@@ -201,7 +209,7 @@ def show(results, options):
 
 
 def draw(results, options, path):
-    figure = Figure(figsize=(11, 4.2))
+    figure = Figure(figsize=(12, 4.2))
     left, right = figure.subplots(1, 2, sharey=True)
     for name, by_seed in results.items():
         style = dict(linewidth=2.5, color="black") if name == "fam" else {}
@@ -213,14 +221,16 @@ def draw(results, options, path):
             found = {n: cell[1] for n, cell in found.items() if cell is not None}
             style = dict(color=line.get_color(), alpha=1 - number / (len(options.ages) + 1))
             right.plot(list(found), list(found.values()), "o-", label=f"{name}, age {age}", **style)
-    for axes, blocks, what in ((left, options.lengths, "only"), (right, options.distances, "latest")):
+    beside = dict(loc="upper left", bbox_to_anchor=(1, 1))  # It names a line for every age.
+    names = (left, options.lengths, "only", {}), (right, options.distances, "latest", beside)
+    for axes, blocks, what, place in names:
         axes.set_xscale("log")
         axes.set_xticks(blocks, [str(n) for n in blocks])
         axes.minorticks_off()
         axes.set_xlabel(f"blocks since the {what} key")
         axes.set_ylim(-0.03, 1.03)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, **place)
     left.set_ylabel("whole keys right")
     figure.tight_layout()
     figure.savefig(path, dpi=120)

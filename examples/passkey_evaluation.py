@@ -15,31 +15,52 @@ def generate_key(lm, task, question_ids, state):
     return np.concatenate(answers[1:], axis=1)
 
 
-def read(lm, options, blocks, distances, ages, seed, restate):
-    """`{age: {distance: [questions, right, previous]}}` over the texts of `PassKeyTask.question_blocks`."""
+def asked(lm, options, blocks, distances, seed, restate):
+    """Reads texts of `PassKeyTask.question_blocks`; wherever rows are asked, `(block, state, tokens of all rows)`."""
     task, state = options.task, lm.initial_state(options.keys)
-    scores = keras_fam.data.PassKeyScores(task, distances, ages)
     rng = np.random.default_rng([seed, 12345])
     for block in task.question_blocks(options.keys, blocks, rng, distances, restate):
         _, state = lm.stream(block.token_ids, state)
         if block.asked.any():
-            scores.add(block, generate_key(lm, task, block.question_ids, state))
-    table = {}
-    for score in scores.table():
-        table.setdefault(str(score.age), {})[str(score.distance)] = [score.count, score.right, score.previous]
-    return table
+            yield block, state, generate_key(lm, task, block.question_ids, state)
+
+
+def spread(state):
+    """How far texts differ in what each layer's FAM holds.
+
+    The distance between the direction of a vector and its mean over texts, root mean square over vectors and texts: 0
+    if memory is the same whatever was read, 1 if directions are scattered evenly.
+    """
+    found = []
+    for layer in state.layers:
+        fam = keras.ops.convert_to_numpy(layer.fam)
+        fam = fam / np.linalg.norm(fam, axis=-1, keepdims=True)
+        found.append(float(np.sqrt(np.square(fam - fam.mean(axis=0)).sum(axis=-1).mean())))
+    return found
 
 
 def hold(lm, options, seed):
-    """Share of whole keys right so many blocks after the only statement, in the first block: `{blocks: share}`."""
-    table = read(lm, options, max(options.lengths), options.lengths, (1,), seed, restate=False)["1"]
-    return {blocks: right for blocks, (_, right, _) in table.items()}
+    """Keys are stated once, in the first block: `({blocks: whole keys right}, {blocks: spread of each layer})`."""
+    scores, spreads = keras_fam.data.PassKeyScores(options.task, options.lengths, (1,)), {}
+    for block, state, tokens in asked(lm, options, max(options.lengths), options.lengths, seed, restate=False):
+        scores.add(block, tokens)
+        if isinstance(state, keras_fam.StreamState) and state.layers[0].fam is not None:
+            spreads[str(block.blocks)] = spread(state)
+    return {str(score.distance): score.right for score in scores.table()}, spreads
 
 
 def overwrite(lm, options, seed):
-    """Keys are stated again and again at random distances, and the latest is asked for; see `read`.
+    """Keys are stated again and again at random distances, and the latest is asked for.
 
     The text goes on until the oldest age has been asked at the longest distance, by two statements a row on average.
+
+    Returns:
+        `{age: {distance: [questions, right, previous]}}`.
     """
     blocks = max(options.ages) + 2 * sum(options.distances)
-    return read(lm, options, blocks, options.distances, options.ages, seed, restate=True)
+    scores, table = keras_fam.data.PassKeyScores(options.task, options.distances, options.ages), {}
+    for block, _, tokens in asked(lm, options, blocks, options.distances, seed, restate=True):
+        scores.add(block, tokens)
+    for score in scores.table():
+        table.setdefault(str(score.age), {})[str(score.distance)] = [score.count, score.right, score.previous]
+    return table

@@ -51,6 +51,14 @@ REWRITTEN = (
     Lesson(8, 0.2, 0.6, questions=0.5, noise=1.0, learned=0.95, rate=1 / 2),
     Lesson(8, 0.1, 0.5, questions=0.3, noise=1.0, learned=0.95, rate=1 / 3),
 )
+# Of several keys: a statement must leave the others as they are, and shows that where keys follow each other at once.
+SEVERAL = (
+    Lesson(2, 1.0),
+    Lesson(2, 0.3, 0.7, learned=0.92, until=0.099),
+    Lesson(2, 0.3, 0.7, noise=1.0, learned=1.0, until=0.233),
+    Lesson(4, 0.3, 0.7, noise=1.0, learned=1.0, rate=2 / 3, parts=2, until=0.433),
+    Lesson(8, 0.2, 0.7, noise=1.0, learned=1.0, rate=1 / 2, parts=4, until=0.6),
+)
 # Keys that live for long, on disturbed memory: what comes before longer pieces.
 AGED = Lesson(8, (0.05, 0.02), (0.5, 0.3, 0.15), noise=1.0, learned=1.0, rate=1 / 3, until=0.56)
 
@@ -98,7 +106,11 @@ def lessons(options, seed):
             # Some gradients are a hundred times as long as most: clipped, they cannot undo what those do.
             last = last._replace(rows=max(1, options.batch_size // longer), rate=1 / 6, clip=0.02)
             # A piece states one key at most; then keys follow each other as soon as after 2 blocks.
-            before = (*REWRITTEN, aged, last._replace(restart=(0.1, 0.05), restate=(0.9, 0.75, 0.5), until=0.77))
+            if options.task.num_keys > 1:
+                last = last._replace(rate=1 / 4)
+                before = (*SEVERAL, last._replace(restate=(0.9, 0.75, 0.5), until=0.735))
+            else:
+                before = (*REWRITTEN, aged, last._replace(restart=(0.1, 0.05), restate=(0.9, 0.75, 0.5), until=0.77))
             # Questions so dense that keys are learned, and so seldom that they must live without.
             last = last._replace(parts=options.blocks // 2, questions=(0.0, 0.05, 0.4, 1.0), evenly=True)
     for lesson in (*before, last):

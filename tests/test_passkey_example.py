@@ -12,7 +12,8 @@ from helpers.models import fam_backbone, numpy
 import keras_fam
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-import passkey_training  # noqa: E402  (its folder is added above)
+import passkey_evaluation  # noqa: E402  (its folder is added above)
+import passkey_training  # noqa: E402
 
 TASK = keras_fam.data.PassKeyTask(block_size=8, key_length=2, filler_length=6)
 CALLBACKS = {
@@ -64,6 +65,19 @@ def test_fit_goes_on_from_changed_memory(kind):
     np.testing.assert_allclose(carried_fam(lm), end, rtol=1e-4, atol=1e-5 * np.abs(end).max())
 
 
+def test_spread_tells_how_far_texts_differ_in_memory():
+    lm, rng = language_model(), np.random.default_rng(0)
+    text = rng.integers(1, TASK.vocabulary_size, (4, 16)).astype("int32")
+    for token_ids, least, most in ((np.repeat(text[:1], 4, axis=0), 0.0, 1e-3), (text, 0.05, 1.0)):
+        _, state = lm.stream(token_ids, lm.initial_state(4))
+        (found,) = passkey_evaluation.spread(state)
+        assert least <= found <= most
+    fam = numpy(state.layers[0].fam)
+    fam = fam / np.linalg.norm(fam, axis=-1, keepdims=True)
+    squares = [np.sum((text - fam.mean(axis=0)) ** 2, axis=-1) for text in fam]
+    np.testing.assert_allclose(found, np.sqrt(np.mean(squares)), rtol=1e-5)
+
+
 def options(**changed):
     values = dict(task=TASK, layers=1, heads=2, hidden_dim=8, intermediate_dim=16, block_size=8, fam_length=2, span=1.0)
     values |= dict(batch_size=4, blocks=16, restart=[0.1], restate=[0.5], sparse=[0.4], disturb=0.4)
@@ -85,23 +99,28 @@ def shorter(lessons):
 @pytest.mark.skipif(
     keras.config.backend() != "torch", reason="numbers of lessons and rates: no backend has a part in them"
 )
-def test_the_last_lessons():
-    """They share the steps, read as many tokens a step, and the rate falls to zero in each; keys come ever sooner."""
-    given = options(batch_size=64, blocks=32, steps=4000)
-    *_, aged, once, last = plan = [lesson for lesson, _ in passkey_training.lessons(given, 0)]
+@pytest.mark.parametrize(("num_keys", "steps", "pieces"), [(1, 6400, (8, 32, 2)), (2, 15000, (2, 2, 2, 32, 2))])
+def test_the_last_lessons(num_keys, steps, pieces):
+    """They share the steps and read no more tokens a step; the rate falls to zero in each; keys come ever sooner."""
+    task = keras_fam.data.PassKeyTask(block_size=8, key_length=1, filler_length=6, num_keys=num_keys)
+    given = options(task=task, batch_size=64, blocks=32, steps=steps)
+    plan = [lesson for lesson, _ in passkey_training.lessons(given, 0)]
+    last = plan[-len(pieces) :]
     began = 0
     for lesson in plan:
         end = passkey_training.latest_end(lesson, given, began)
+        assert end > began
         rate = passkey_training.lesson_rate(lesson, given, began).schedule
         rates = [rate(epoch) for epoch in range(began, end)]
-        if lesson in (aged, once, last):
-            assert lesson.blocks * (lesson.rows or 64) == 8 * 64
+        if lesson in last:
+            assert lesson.blocks * (lesson.rows or 64) <= 8 * 64
             assert rates[-1] < 0.02 * max(rates) and max(rates) == max(rates[:4])
         else:
             assert rates[-1] == max(rates)
         began = end
-    assert began == 4000 // passkey_training.EPOCH
-    assert [lesson.blocks // lesson.parts for lesson in (aged, once, last)] == [8, 32, 2]
+    assert began == steps // passkey_training.EPOCH
+    assert tuple(lesson.blocks // lesson.parts for lesson in last) == pieces
+    assert [lesson.blocks * lesson.rows for lesson in last[-2:]] == [8 * 64] * 2
 
 
 def test_rows_that_count_the_same():
