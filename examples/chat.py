@@ -62,7 +62,7 @@ def main():
 def _asked():
     try:
         return input("> ").strip()
-    except EOFError:
+    except EOFError:  # The input has ended, and so does the chat.
         return ""
 
 

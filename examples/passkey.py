@@ -25,6 +25,7 @@ questions in whose answers random digits are read, so that no text repeats its k
   (`--disturb`): pieces of 8 blocks; pieces of 32 on a quarter of the rows, as many tokens a step, so that gradients
   reach back four times as far; and such pieces in which keys follow each other as soon as after 2 blocks, of whose
   epochs the best is kept. `--blocks 8` ends with pieces of 8.
+  Several keys follow each other so from pieces of 4 blocks on, and rates fall from the third lesson on.
 - `--training carried`: no key is stated anew, and only the last lesson goes on from step to step. `ShorterMemory` lets
   the memory of `fam_sum` age faster than it reads. The learning rate falls from the first step on.
 - `--training fresh`: every row of every step starts anew, on texts of 18 blocks, as in the paper.

@@ -28,8 +28,12 @@ def asked(lm, options, blocks, distances, seed, restate):
 def spread(state):
     """How far texts differ in what each layer's FAM holds.
 
-    The distance between the direction of a vector and its mean over texts, root mean square over vectors and texts: 0
-    if memory is the same whatever was read, 1 if directions are scattered evenly.
+    Args:
+        state: `keras_fam.StreamState` of several texts; each layer's `fam` is `[texts, fam_length, dim]`.
+
+    Returns:
+        list of float, one a layer: the distance between the direction of a vector and its mean over texts, root mean
+        square over vectors and texts. 0 if memory is the same whatever was read, 1 if directions are scattered evenly.
     """
     found = []
     for layer in state.layers:

@@ -100,17 +100,18 @@ def lessons(options, seed):
     last = Lesson(options.blocks, options.restart, options.restate, options.sparse, 1.0, 1.0, rate=1 / 3, until=1.0)
     before = GROWING
     if options.training == "rewritten":
-        before, last = REWRITTEN, last._replace(disturb=options.disturb)
+        several = options.task.num_keys > 1
+        before, last = SEVERAL if several else REWRITTEN, last._replace(disturb=options.disturb)
         if (longer := options.blocks // AGED.blocks) > 1:
-            aged = AGED._replace(questions=options.sparse, disturb=options.disturb)
+            rate = 1 / 4 if several else 1 / 6
             # Some gradients are a hundred times as long as most: clipped, they cannot undo what those do.
-            last = last._replace(rows=max(1, options.batch_size // longer), rate=1 / 6, clip=0.02)
+            last = last._replace(rows=max(1, options.batch_size // longer), rate=rate, clip=0.02)
             # A piece states one key at most; then keys follow each other as soon as after 2 blocks.
-            if options.task.num_keys > 1:
-                last = last._replace(rate=1 / 4)
-                before = (*SEVERAL, last._replace(restate=(0.9, 0.75, 0.5), until=0.735))
-            else:
-                before = (*REWRITTEN, aged, last._replace(restart=(0.1, 0.05), restate=(0.9, 0.75, 0.5), until=0.77))
+            once = last._replace(restate=(0.9, 0.75, 0.5), until=0.735)
+            if not several:
+                before = (*before, AGED._replace(questions=options.sparse, disturb=options.disturb))
+                once = once._replace(restart=(0.1, 0.05), until=0.77)
+            before = (*before, once)
             # Questions so dense that keys are learned, and so seldom that they must live without.
             last = last._replace(parts=options.blocks // 2, questions=(0.0, 0.05, 0.4, 1.0), evenly=True)
     for lesson in (*before, last):
