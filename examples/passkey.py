@@ -31,11 +31,12 @@ questions in whose answers random digits are read, so that no text repeats its k
 - `--training fresh`: every row of every step starts anew, on texts of 18 blocks, as in the paper.
 
 Results are written to `passkey.json`, `{model: {seed: {"hold": {blocks: right}, "spread": {blocks: [a layer's]},
-"overwrite": {age: {distance: [questions, right, previous]}}}}}`, and drawn in `passkey.png`; *spread* tells how far
-texts differ in what each layer's FAM holds. A run that is interrupted goes on where its last epoch ended when it is
-started again with the same `--out`; other `--lengths`, `--ages` and `--distances` are evaluated without training again.
-Two commands with other `--models` and the same `--out` can run side by side; the one that ends last writes the whole
-table.
+"overwrite": {age: {distance: [questions, right, previous]}}, "places": {"questions": [a key's [a place's]],
+"wrong": [a key's [a digit's [a place's]]]}}}}`, and drawn in `passkey.png`; *spread* tells how far texts differ in what
+each layer's FAM holds, *places* how many digits are wrong at the shortest distance, by where in its block the statement
+began. A run that is interrupted goes on where its last epoch ended when it is started again with the same `--out`;
+other `--lengths`, `--ages` and `--distances` are evaluated without training again. Two commands with other `--models`
+and the same `--out` can run side by side; the one that ends last writes the whole table.
 """
 
 import argparse
@@ -164,10 +165,12 @@ def evaluate(lm, name, options, seed):
     if name == "fam" and options.use_span is not None:
         lm = rebuilt(lm, name, options, options.use_span, options.batch_size)
     held, spread = hold(lm, options, seed)
+    overwritten, places = overwrite(lm, options, seed)
     return {
         "hold": held,
         "spread": spread,
-        "overwrite": overwrite(lm, options, seed),
+        "overwrite": overwritten,
+        "places": places,
         "settings": {key: getattr(options, key) for key in EVALUATION},
     }
 

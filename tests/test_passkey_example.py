@@ -78,6 +78,24 @@ def test_spread_tells_how_far_texts_differ_in_memory():
     np.testing.assert_allclose(found, np.sqrt(np.mean(squares)), rtol=1e-5)
 
 
+def test_wrong_digits_are_told_by_where_a_statement_began():
+    """Of two keys; an answer misses the second digit of the second key whenever that began at place 3 of its block."""
+    task = keras_fam.data.PassKeyTask(block_size=9, key_length=2, filler_length=6, num_keys=2)
+    counts, before, asked = passkey_evaluation.WrongByPlace(task, 2), None, 0
+    for block in task.question_blocks(8, 300, np.random.default_rng(0), (2, 5), restate=True):
+        if before is not None:
+            tokens = task.answers(block.keys)
+            missed = (before[:, 3] == task.key_ids[1]) & (block.question_ids[:, 0] == task.ask_ids[1])
+            tokens[missed, 1] = task.filler_ids[0]
+            counts.add(block, before, tokens)
+            asked += np.sum(block.asked & (block.distance == 2))
+        before = block.token_ids
+    assert counts.questions.shape == (2, 7) and counts.questions.sum() == asked and counts.questions.min() > 0
+    wrong = np.zeros((2, 2, 7), int)
+    wrong[1, 1, 3] = counts.questions[1, 3]
+    np.testing.assert_array_equal(counts.wrong, wrong)
+
+
 def options(**changed):
     values = dict(task=TASK, layers=1, heads=2, hidden_dim=8, intermediate_dim=16, block_size=8, fam_length=2, span=1.0)
     values |= dict(batch_size=4, blocks=16, restart=[0.1], restate=[0.5], sparse=[0.4], disturb=0.4)
