@@ -20,7 +20,8 @@ def generate_key(lm, task, question_ids, state):
 def asked(lm, options, blocks, distances, seed, restate):
     """Reads texts of `PassKeyTask.question_blocks`; wherever rows are asked, `(block, stated, state, tokens)`.
 
-    `stated` `[batch, block_size]`: the block that states the keys of rows which are asked at the shortest distance.
+    `stated` int `[batch, block_size]` is the block that states the keys of rows which are asked at the shortest
+    distance, `tokens` int `[batch, key_length]` are the answers of all rows.
     """
     task, state = options.task, lm.initial_state(options.keys)
     rng = np.random.default_rng([seed, 12345])
@@ -63,6 +64,10 @@ def hold(lm, options, seed):
 class WrongByPlace:
     """Counts digits that are answered wrong, at the shortest distance, by where in its block their statement began.
 
+    Args:
+        task: `PassKeyTask`.
+        distance: int, the shortest distance, in blocks.
+
     Attributes:
         questions: int `[num_keys, places]`.
         wrong: int `[num_keys, key_length, places]`.
@@ -75,7 +80,13 @@ class WrongByPlace:
         self.wrong = np.zeros((task.num_keys, task.key_length, places), int)
 
     def add(self, block, stated, tokens):
-        """Answers `tokens` to the questions of `block` about keys that the blocks `stated` state."""
+        """Counts answers.
+
+        Args:
+            block: `PassKeyBlock`; its rows that are not asked, or at another distance, are not looked at.
+            stated: int `[batch, block_size]`, the tokens of the blocks that state the keys which `block` asks for.
+            tokens: int `[batch, key_length]`, what was answered.
+        """
         rows = block.asked & (block.distance == self.distance)
         names = np.searchsorted(self.task.ask_ids, block.question_ids[rows, 0])
         places = np.argmax(stated[rows] == self.task.key_ids[names][:, None], axis=1)

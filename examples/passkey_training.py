@@ -280,7 +280,7 @@ def train(name, options, seed, folder):
         if lesson.rows:
             lm = rebuilt(lm, name, options, options.span, lesson.rows)
         if lesson.rows or number == present:
-            compile_model(lm, options, lesson)
+            compile_model(lm, options, lesson if lesson.rows else plan[0][0])  # Those without share one optimizer.
         backup = folder / (f"backup-{number}" if lesson.rows else "backup")
         place_in_lesson = backup / "training_metadata.json"
         done = json.loads(place_in_lesson.read_text())["epoch"] - began if place_in_lesson.exists() else 0
