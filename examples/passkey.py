@@ -25,7 +25,8 @@ questions in whose answers random digits are read, so that no text repeats its k
   (`--disturb`): pieces of 8 blocks; pieces of 32 on a quarter of the rows, as many tokens a step, so that gradients
   reach back four times as far; and such pieces in which keys follow each other as soon as after 2 blocks, of whose
   epochs the best is kept. `--blocks 8` ends with pieces of 8.
-  Several keys follow each other so from pieces of 4 blocks on, and rates fall from the third lesson on.
+  Several keys follow each other so from pieces of 4 blocks on, rates fall from the third lesson on, and models have 4
+  layers.
 - `--training carried`: no key is stated anew, and only the last lesson goes on from step to step. `ShorterMemory` lets
   the memory of `fam_sum` age faster than it reads. The learning rate falls from the first step on.
 - `--training fresh`: every row of every step starts anew, on texts of 18 blocks, as in the paper.
@@ -73,7 +74,7 @@ STATED = dict(  # what `--training` sets, if nothing else is said: shares of row
     carried=dict(blocks=8, restart=[0.5, 0.2], restate=[0.0], disturb=0.0, steps=1600),
     fresh=dict(blocks=18, restart=[1.0], restate=[0.0], disturb=0.0, steps=1000),
 )
-SEVERAL_STEPS = 15000  # of `--training rewritten` with several keys
+SEVERAL = dict(steps=9000, layers=4)  # the same, of `--training rewritten` with several keys
 EVALUATION = ("lengths", "distances", "ages", "keys", "use_span")
 
 
@@ -101,7 +102,7 @@ def parse():
     add("--hidden-dim", type=int, default=96)
     add("--intermediate-dim", type=int, default=384, help="both halves of the gated feed-forward")
     add("--heads", type=int, default=6)
-    add("--layers", type=int, default=3)
+    add("--layers", type=int, help="3, or 4 for several keys")
     add("--key-length", type=int, default=5)
     add("--num-keys", type=int, default=1, help="keys that a text holds at once")
     add("--filler-length", type=int, default=23)
@@ -118,9 +119,9 @@ def parse():
         parser.set_defaults(**QUICK)
     options = parser.parse_args()
     needed = (options.num_keys + 1) * (options.key_length + 1)
-    stated = STATED[options.training] | dict(block_size=max(16, needed), fam_length=8 * options.num_keys)
+    stated = STATED[options.training] | dict(block_size=max(16, needed), fam_length=8 * options.num_keys, layers=3)
     if options.training == "rewritten" and options.num_keys > 1:
-        stated["steps"] = SEVERAL_STEPS
+        stated |= SEVERAL
     for name, value in stated.items():
         if getattr(options, name) is None:
             setattr(options, name, value)

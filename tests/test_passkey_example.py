@@ -132,7 +132,7 @@ def shorter(lessons):
 )
 @pytest.mark.parametrize(
     ("num_keys", "steps", "read", "pieces"),
-    [(1, 6400, (8, 8, 8), (8, 32, 2)), (2, 15000, (2, 4, 8, 8, 8), (2, 2, 2, 32, 2))],
+    [(1, 6400, (8, 8, 8), (8, 32, 2)), (2, 9000, (2, 4, 8, 8, 8), (2, 2, 2, 32, 2))],
 )
 def test_the_last_lessons(num_keys, steps, read, pieces):
     """They share the steps, longer pieces read as many tokens a step as those of 8 blocks, and the rate falls to zero.
