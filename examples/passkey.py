@@ -70,7 +70,7 @@ QUICK = dict(
     ages=[1],
 )
 STATED = dict(  # what `--training` sets, if nothing else is said: shares of rows of the last lesson, noise, and steps
-    rewritten=dict(blocks=32, restart=[0.3], restate=[0.4, 0.2, 0.1, 0.05], disturb=0.4, steps=6400),
+    rewritten=dict(blocks=32, restart=[0.3], restate=[0.4, 0.2, 0.1, 0.05], disturb=0.4, steps=7920),
     carried=dict(blocks=8, restart=[0.5, 0.2], restate=[0.0], disturb=0.0, steps=1600),
     fresh=dict(blocks=18, restart=[1.0], restate=[0.0], disturb=0.0, steps=1000),
 )

@@ -61,7 +61,7 @@ SEVERAL = (
     Lesson(8, 0.2, 0.7, noise=1.0, learned=1.0, rate=1 / 3, parts=4, clip=0.1, until=0.534),
 )
 # Keys that live for long, on disturbed memory: what comes before longer pieces.
-AGED = Lesson(8, (0.05, 0.02), (0.5, 0.3, 0.15), noise=1.0, learned=1.0, rate=1 / 3, until=0.56)
+AGED = Lesson(8, (0.05, 0.02), (0.5, 0.3, 0.15), noise=1.0, learned=1.0, rate=1 / 3, until=0.4525)
 
 
 def build_model(name, options, span, rows):
@@ -111,7 +111,7 @@ def lessons(options, seed):
             once = last._replace(restate=(0.9, 0.75, 0.5), until=0.667)
             if not several:
                 before = (*before, AGED._replace(questions=options.sparse, disturb=options.disturb))
-                once = once._replace(restart=(0.1, 0.05), until=0.77)
+                once = once._replace(restart=(0.1, 0.05), until=0.6222)
             before = (*before, once)
             # Questions so dense that keys are learned, and so seldom that they must live without.
             last = last._replace(parts=options.blocks // 2, questions=(0.0, 0.05, 0.4, 1.0), evenly=True)

@@ -132,7 +132,7 @@ def shorter(lessons):
 )
 @pytest.mark.parametrize(
     ("num_keys", "steps", "read", "pieces"),
-    [(1, 6400, (8, 8, 8), (8, 32, 2)), (2, 9000, (2, 4, 8, 8, 8), (2, 2, 2, 32, 2))],
+    [(1, 7920, (8, 8, 8), (8, 32, 2)), (2, 9000, (2, 4, 8, 8, 8), (2, 2, 2, 32, 2))],
 )
 def test_the_last_lessons(num_keys, steps, read, pieces):
     """They share the steps, longer pieces read as many tokens a step as those of 8 blocks, and the rate falls to zero.
@@ -199,14 +199,14 @@ def test_the_best_epoch_is_kept(tmp_path):
 @pytest.mark.shared_out
 @pytest.mark.parametrize("epochs", [(3, 22), (12, 17)])
 def test_an_interrupted_run_goes_on(epochs, tmp_path, monkeypatch):
-    """In the middle of a lesson and between two: the first six have two steps each, others begin after 12, 15, 20."""
+    """In the middle of a lesson and between two: the first six have two steps each, others begin after 12, 14, 19."""
     monkeypatch.setattr(passkey_training, "EPOCH", 1)
     monkeypatch.setattr(passkey_training, "WARMUP", 3)
     # Pieces of 2 blocks in place of 2 to 8, and of 4 in the last lessons: there is less to compile.
     first, *others = shorter(passkey_training.REWRITTEN)
     monkeypatch.setattr(passkey_training, "REWRITTEN", (first._replace(clip=1e-4), *others))
     monkeypatch.setattr(passkey_training, "AGED", shorter(passkey_training.AGED))
-    lessons = dict(lesson_steps=2, steps=24, blocks=4)
+    lessons = dict(lesson_steps=2, steps=32, blocks=4)
     for folder in ("whole", "interrupted"):
         (tmp_path / folder).mkdir()
     whole = trained(tmp_path / "whole", **lessons)
