@@ -5,7 +5,7 @@
 takes the example's options. The model is that of recurrent-memory-transformer-pytorch, with as many memory tokens as
 the example has FAM vectors, trained through its wrapper with gradients through all segments of a step. A row's memory
 goes on from step to step, and is disturbed in the last lessons, as there. `passkey_peer.json` holds what the example
-writes of a model.
+writes of a model, and an interrupted run goes on when it is started again with the same `--out`.
 """
 
 import copy
@@ -85,31 +85,55 @@ def step(peer, optimizer, batch, memory, rng, lesson):
     return memory.detach(), np.array([float(each.sum()) for each in (right, weights, losses.detach())])
 
 
-def train(peer, options, seed):
-    """The lessons of `passkey_training.train`, with its rates and optimizers; the last one's best epoch is kept."""
+KEPT = ("epoch", "began", "digits", "smallest", "best", "memory")
+
+
+def keep(values, path):
+    """Writes a file of torch that is whole whenever the run is interrupted."""
+    torch.save(values, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+def train(peer, options, seed, folder):
+    """The lessons of `passkey_training.train`, with its rates and optimizers; the last one's best epoch is kept.
+
+    Each epoch's end is written to `folder`, and training goes on from there.
+    """
     length = passkey_training.EPOCH
     settings = dict(betas=(0.9, options.beta_2), weight_decay=options.weight_decay)
     optimizer = torch.optim.AdamW(peer.wrapper.parameters(), **settings)
     plan, epoch, smallest, best = list(passkey_training.lessons(options, seed)), 0, np.inf, None
-    for number, (lesson, stream) in enumerate(plan):
+    place = folder / "epoch.pt"
+    kept = torch.load(place) if place.exists() else None
+    for number, (lesson, stream) in list(enumerate(plan))[kept["lesson"] if kept else 0 :]:
         began, digits = epoch, 0.0
-        stream = passkey_training.GoingOn(stream, 0, lesson.evenly)
-        end = passkey_training.latest_end(lesson, options, began)
-        rate = passkey_training.lesson_rate(lesson, options, began).schedule
         if lesson.rows:
             optimizer = torch.optim.AdamW(peer.wrapper.parameters(), amsgrad=True, **settings)
         memory, _ = peer.initial_state(lesson.rows or options.batch_size)
         rng = np.random.default_rng([seed, number])
+        if kept:
+            epoch, began, digits, smallest, best, memory = (kept[key] for key in KEPT)
+            peer.wrapper.load_state_dict(kept["weights"])
+            optimizer.load_state_dict(kept["optimizer"])
+            rng.bit_generator.state = kept["generator"]
+            kept = None
+        stream = passkey_training.GoingOn(stream, 0, lesson.evenly)
+        end = passkey_training.latest_end(lesson, options, began)
+        rate = passkey_training.lesson_rate(lesson, options, began).schedule
         while epoch < end and digits <= lesson.learned:
             optimizer.param_groups[0]["lr"] = rate(epoch)
             counts = np.zeros(3)
             for index in range((epoch - began) * length, (epoch - began + 1) * length):
                 memory, counted = step(peer, optimizer, stream[index], memory, rng, lesson)
                 counts += counted
-            epoch, digits = epoch + 1, counts[0] / counts[1]
-            loss = counts[2] / counts[1]
+            epoch, digits = epoch + 1, float(counts[0] / counts[1])
+            loss = float(counts[2] / counts[1])
+            weights = peer.wrapper.state_dict()
             if lesson.rows and number == len(plan) - 1 and loss < smallest:
-                smallest, best = loss, copy.deepcopy(peer.wrapper.state_dict())
+                smallest, best = loss, copy.deepcopy(weights)
+            now = dict(zip(KEPT, (epoch, began, digits, smallest, best, memory), strict=True))
+            now |= dict(lesson=number, weights=weights, optimizer=optimizer.state_dict())
+            keep(now | dict(generator=rng.bit_generator.state), place)
             print(f"  step {epoch * length}, {lesson}: loss {loss:.4f}, digits {digits:.3f}", flush=True)
     if best is not None:
         peer.wrapper.load_state_dict(best)
@@ -119,13 +143,18 @@ def main():
     options = passkey.parse()
     results = {}
     for seed in range(options.seeds):
-        start = time.time()
-        print(f"recurrent memory, seed {seed}", flush=True)
-        keras.utils.set_random_seed(seed)
-        peer = Peer(options)
-        train(peer, options, seed)
-        results[str(seed)] = passkey.evaluate(peer, "recurrent_memory", options, seed)
-        print(f"  {results[str(seed)]} ({time.time() - start:.0f} s)", flush=True)
+        folder = options.out / f"recurrent_memory-{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        result = folder / "scores.json"
+        if not passkey.evaluated(result, options):
+            start = time.time()
+            print(f"recurrent memory, seed {seed}", flush=True)
+            keras.utils.set_random_seed(seed)
+            peer = Peer(options)
+            train(peer, options, seed, folder)
+            result.write_text(json.dumps(passkey.evaluate(peer, "recurrent_memory", options, seed)))
+            print(f"  {result.read_text()} ({time.time() - start:.0f} s)", flush=True)
+        results[str(seed)] = passkey.evaluated(result, options)
     (options.out / "passkey_peer.json").write_text(json.dumps({"recurrent_memory": results}, indent=1))
     passkey.show({"recurrent_memory": results}, options)
 

@@ -1,4 +1,4 @@
-"""The peer of the PassKey example reads texts as it is trained on them, and rows that restart forget."""
+"""The peer of the PassKey example reads as it is trained, rows that restart forget, an interrupted run goes on."""
 
 import sys
 import types
@@ -75,3 +75,44 @@ def test_noise_is_a_share_of_each_vector(peer):
     moved = passkey_peer.disturbed(memory, 0.4, np.random.default_rng(0)) - memory
     share = moved.norm(dim=-1) / memory.norm(dim=-1)
     np.testing.assert_allclose(share.mean(0), 0.2, atol=0.03)
+
+
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+    """Interrupted at the end of every epoch: in a lesson, between two, and in the last, whose best epoch is kept.
+
+    The first lesson is learned after one.
+    """
+    monkeypatch.setattr(passkey_training, "EPOCH", 1)
+    first, *others = passkey_training.REWRITTEN
+    monkeypatch.setattr(passkey_training, "REWRITTEN", (first._replace(learned=0.0), *others))
+    monkeypatch.setattr(passkey_training, "AGED", passkey_training.AGED._replace(blocks=2))
+    given = dict(batch_size=4, blocks=4, restart=[0.1], restate=[0.5], sparse=[0.4], disturb=0.4, training="rewritten")
+    given |= dict(steps=32, lesson_steps=2, learning_rate=1e-2, beta_2=0.98, weight_decay=0.004)
+    given = types.SimpleNamespace(**vars(OPTIONS) | given)
+
+    def trained(folder):
+        folder.mkdir(exist_ok=True)
+        torch.manual_seed(0)
+        peer = passkey_peer.Peer(given)
+        passkey_peer.train(peer, given, 0, folder)
+        return peer.wrapper.state_dict()
+
+    whole, keep, interruptions = trained(tmp_path / "whole"), passkey_peer.keep, 0
+
+    def interrupted(values, path):
+        keep(values, path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(passkey_peer, "keep", interrupted)
+    while True:
+        try:
+            resumed = trained(tmp_path / "interrupted")
+            break
+        except KeyboardInterrupt:
+            interruptions += 1
+    assert interruptions == given.steps
+    last = torch.load(tmp_path / "whole" / "epoch.pt")
+    assert any((last["best"][name] != weight).any() for name, weight in last["weights"].items())
+    for name, weight in whole.items():
+        np.testing.assert_allclose(resumed[name], weight, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(weight, last["best"][name])
