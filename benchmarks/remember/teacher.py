@@ -1,6 +1,5 @@
 """The frozen model with full attention as teacher: what it holds for likely, in place of the next token of a text."""
 
-import keras
 import keras_hub
 import numpy as np
 from keras import ops
@@ -9,82 +8,101 @@ import keras_fam
 from keras_fam.backend.pieces import sum_over_pieces
 from keras_fam.training.chunked_loss import LossSums
 
-
-class Teacher(keras.Model):
-    """Hidden states of the stock model, each with all tokens before it in sight.
-
-    Args:
-        preset: str, of the stock model.
-        length: int, tokens of a row.
-        dtype: str, of the model.
-
-    Call arguments:
-        inputs: dict of `"token_ids"`, int `[rows, 1 + 2 * length]`, and `"first"`, int `[rows]`: the place from which
-            on `length` hidden states are wanted.
-
-    Returns:
-        float `[rows, length, hidden_dim]`.
-    """
-
-    def __init__(self, preset, length, dtype):
-        super().__init__()
-        stock = keras_hub.models.Backbone.from_preset(preset, dtype=dtype)
-        size = 1 + 2 * length
-        self.backbone = keras_fam.FAMBackbone(stock, block_size=size, memory_segments=0, fam_length=0)
-        self.backbone.trainable = False
-        self.length = length
-
-    def call(self, inputs):
-        token_ids = inputs["token_ids"]
-        hidden = self.backbone({"token_ids": token_ids, "padding_mask": ops.ones_like(token_ids)})
-        places = inputs["first"][:, None] + ops.arange(self.length)
-        return ops.take_along_axis(hidden, places[..., None], axis=1)
+BEFORE = 511  # tokens that a place has in sight at least, where a text has as many before it
 
 
-def taught(batches, teacher, start_token_id, key_rows):
-    """The batches of `texts.batches` with the teacher's hidden states for rows of text.
-
-    In front of a row that goes on from the batch before, the teacher reads a start token and that batch's part of it:
-    it has one part more in sight than the pupil's step, which has nothing but memory of it.
+def windows(read, size):
+    """What a teacher reads at once of a text longer than `size`: `(first, tokens, skipped)`.
 
     Args:
-        batches: of `texts.batches`: inputs, targets and weights `[rows, length]`.
-        teacher: `Teacher` for rows as long.
-        start_token_id: int.
-        key_rows: int, rows of PassKey, the first of each batch. They keep their targets.
+        read: int `[length]`, a start token and a text.
+        size: int, tokens of a window, above `BEFORE + 1`.
 
     Yields:
-        `(inputs, targets, weights)`, inputs with `"taught"`, bool `[rows]`, the rows of text, and `"teacher"`, float32
-        `[rows, length, hidden_dim]`, the teacher's hidden states for these.
+        `first`, the place of the first state that is wanted; the window, int `[size]` or less; and how many of its
+        states are not wanted.
     """
-    before = None
-    for inputs, targets, weights in batches:
-        rows = inputs["token_ids"][key_rows:]
-        going_on = inputs["document_start"][key_rows:] == 0
-        before = rows if before is None else before
-        start = np.full((len(rows), 1), start_token_id, "int32")
-        read = np.where(
-            going_on[:, None],
-            np.concatenate([start, before, rows], axis=1),
-            np.concatenate([rows, start, before], axis=1),  # What stands behind a place does not count.
-        )
-        first = np.where(going_on, 1 + teacher.length, 0).astype("int32")
-        said = np.asarray(teacher.predict_on_batch({"token_ids": read, "first": first}), "float32")
-        said = np.pad(said, ((key_rows, 0), (0, 0), (0, 0)))
-        before = rows
-        yield {**inputs, "taught": np.arange(len(said)) >= key_rows, "teacher": said}, targets, weights
+    yield 0, read[:size], 0
+    new = size - 1 - BEFORE
+    for first in range(size, len(read), new):
+        yield first, np.concatenate([read[:1], read[first - BEFORE : first + new]]), 1 + BEFORE
+
+
+def hidden_states(path, preset, pieces, start_token_id, dtype, size=2048, rows=4):
+    """The stock model's hidden states for pieces of texts, each behind a start token. They are kept in a file.
+
+    Args:
+        path: pathlib.Path of a `.npy` file. If it is not there, it is made.
+        preset: str, of the stock model.
+        pieces: int `[pieces, length]`.
+        start_token_id: int.
+        dtype: str, of the model.
+        size: int, tokens that are read at once, the start token among them.
+        rows: int, windows in a batch.
+
+    Returns:
+        float16 `[pieces, length, hidden_dim]`, a memory map; at each place is what tells the piece's token there.
+
+    Raises:
+        ValueError: the file's states are of other pieces.
+    """
+    if not path.exists():
+        stock = keras_hub.models.Backbone.from_preset(preset, dtype=dtype)
+        found = np.zeros((*pieces.shape, stock.hidden_dim), "float16")
+        places, batch = [], []
+        for number, piece in enumerate(pieces):
+            for window in windows(np.concatenate([[start_token_id], piece[:-1]]), size):
+                places.append((number, *window))
+        for begin in range(0, len(places), rows):
+            batch = places[begin : begin + rows]
+            token_ids = np.zeros((rows, size), "int32")
+            for row, (*_, tokens, _) in zip(token_ids, batch):
+                row[: len(tokens)] = tokens  # What stands behind a place does not count.
+            states = stock.predict_on_batch({"token_ids": token_ids, "padding_mask": np.ones_like(token_ids)})
+            for (number, first, tokens, skipped), made in zip(batch, states):
+                made = np.asarray(made, "float16")[skipped : len(tokens)]
+                found[number, first : first + len(made)] = made
+        with path.with_suffix(".new").open("wb") as file:
+            np.save(file, found)
+        path.with_suffix(".new").replace(path)
+    found = np.load(path, mmap_mode="r")
+    if found.shape[:2] != pieces.shape:
+        raise ValueError(f"{path} must hold states of the texts' pieces, {pieces.shape}. Received: {found.shape[:2]}.")
+    return found
+
+
+def frequent_words(arrays, count):
+    """Token ids, in order: the `count` most frequent of the texts, and all that PassKey needs."""
+    needed = [np.unique(ids[ids >= 0]) for name, ids in arrays.items() if name not in ("train", "held_out")]
+    often = np.argsort(-np.bincount(arrays["train"].ravel()), kind="stable")[:count]
+    return np.unique(np.concatenate([*needed, often])).astype("int32")
 
 
 class Pupil(keras_fam.FAMCausalLM):
-    """A language model that learns from the batches of `taught`.
+    """A language model that learns from the batches of `texts.batches` that have a teacher's states.
 
-    The loss is the divergence of the pupil's distribution from the teacher's, exact and over the whole vocabulary, and
+    The loss is the divergence of the pupil's distribution from the teacher's, exact and over all of `words`, and
     the cross entropy of rows that are not taught; in nats, the mean by weight. Logits exist a piece at a time.
+
+    Args:
+        backbone: `keras_fam.FAMBackbone` with the embedding of the stock model as its head.
+        words: int `[count]`, token ids that the distributions are over, or None for the whole vocabulary. Targets are
+            places in it.
     """
+
+    def __init__(self, backbone, words=None):
+        super().__init__(backbone)
+        self.words = words
+
+    def logits_of_words(self, hidden):
+        if self.words is None:
+            return self.backbone.logits(hidden)
+        embeddings = ops.take(self.backbone.token_embedding.embeddings, self.words, axis=0)
+        return ops.matmul(hidden, ops.transpose(ops.cast(embeddings, hidden.dtype)))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         def log_likely(hidden):
-            return ops.log_softmax(ops.cast(self.backbone.logits(hidden), "float32")[0], axis=-1)
+            return ops.log_softmax(ops.cast(self.logits_of_words(hidden), "float32")[0], axis=-1)
 
         def of_piece(hidden, targets, weights):
             pupil, teacher = ops.split(hidden, 2, axis=-1)

@@ -15,14 +15,16 @@ from keras_fam.data.passkey_prompts import FILLER, INTRODUCTION, QUESTION, STATE
 DIGITS = 5
 
 
-def prepare(tokenizer, start_token_id, texts, held_out):
-    """All token ids as a dict of int arrays `[length]`: texts in a row, and pieces of PassKey texts; -1 is a digit.
+def prepare(tokenizer, start_token_id, texts, held_out, length, count=None):
+    """All token ids as a dict of int arrays `[length]`; -1 is a digit.
 
     Args:
         tokenizer: a KerasHub tokenizer with a token for each digit.
         start_token_id: int.
-        texts: list of str, to train on.
+        texts: list of str, to train on: `"train"`, int `[count, length]`, are pieces of all of them in a row.
         held_out: str.
+        length: int, tokens of a piece.
+        count: int, how many pieces, evenly from all texts; all if None.
     """
 
     def ids(text):
@@ -41,7 +43,11 @@ def prepare(tokenizer, start_token_id, texts, held_out):
         "first": ids("\n" + FILLER[0]),
         **{f"filler{number}": ids(" " + sentence) for number, sentence in enumerate(FILLER)},
     }
-    return {**pieces, "train": np.concatenate([ids(text) for text in texts]), "held_out": ids(held_out)}
+    train = np.concatenate([ids(text) for text in texts])
+    train = train[: len(train) // length * length].reshape(-1, length)
+    if count is not None:
+        train = train[np.linspace(0, len(train) - 1, count).round().astype(int)]
+    return {**pieces, "train": train, "held_out": ids(held_out)}
 
 
 class Pieces:
@@ -106,27 +112,32 @@ class KeyRow:
 
 
 class TextRow:
-    """Texts from a random place on, for ever."""
+    """Pieces of texts from their beginning on, each behind a start token.
+
+    The first is left at a random place, so that rows are not all as old.
+    """
 
     def __init__(self, arrays, rng):
-        self.ids, self.start, self.rng = arrays["train"], arrays["start"], rng
+        self.pieces, self.start, self.rng = arrays["train"], arrays["start"], rng
         self.restart()
+        self.end = int(rng.integers(self.end))
 
     def restart(self):
-        self.place, self.first = int(self.rng.integers(len(self.ids) // 2)), True
+        self.piece, self.place = int(self.rng.integers(len(self.pieces))), 0
+        self.ids = np.concatenate([self.start, self.pieces[self.piece]])
+        self.end = len(self.ids)
 
     def take(self, count, *_):
         ids = self.ids[self.place : self.place + count + 1]
-        if self.first:
-            ids = np.concatenate([self.start, ids])[: count + 1]
-        self.place += count - self.first
-        self.first = False
-        if self.place + count + 1 >= len(self.ids):
-            self.place = 0
+        self.place += count
         return ids, ids, np.ones(count + 1, bool)
 
+    def ends(self, count):
+        """Whether less than `count` tokens are left."""
+        return self.place + count >= self.end
 
-def batches(arrays, key_rows, text_rows, length, text_weight, seed, stage):
+
+def batches(arrays, key_rows, text_rows, length, text_weight, seed, stage, states=None, words=None):
     """Endless batches for `fit`: rows of PassKey texts, then rows of texts, each going on from batch to batch.
 
     Args:
@@ -135,14 +146,18 @@ def batches(arrays, key_rows, text_rows, length, text_weight, seed, stage):
         text_rows: int.
         length: int, tokens of a row.
         text_weight: float, what a token of texts weighs; a token of an answer weighs 1.
-        seed: int.
-        stage: dict that may change between batches: `restart` and `text_restart`, the shares of rows of each kind that
-            begin a new text; `sentences` of filler in the mean between two questions; `restate`, the share of these
-            that are statements; `noise`, the share of answers that are read with random digits.
+        seed: int, or a list of them.
+        stage: dict that may change between batches: `restart`, the share of rows of PassKey that begin a new text;
+            `sentences` of filler in the mean between two questions; `restate`, the share of these that are statements;
+            `noise`, the share of answers that are read with random digits.
+        states: float `[pieces, piece_length, hidden_dim]`, of `teacher.hidden_states`, if rows of text are taught.
+        words: int `[count]`, the token ids that targets are places in, if it is not the whole vocabulary. What is not
+            among them is taken for the next that is.
 
     Yields:
         `(inputs, targets, weights)`, inputs a dict of `"token_ids"` and `"padding_mask"`, int `[rows, length]`, and
-        `"document_start"`, int `[rows]`.
+        `"document_start"`, int `[rows]`; with a teacher also `"taught"`, bool `[rows]`, the rows of text, and
+        `"teacher"`, float32 `[rows, length, hidden_dim]`, what the teacher has for these.
     """
     rng = np.random.default_rng(seed)
     pieces = Pieces(arrays)
@@ -150,16 +165,27 @@ def batches(arrays, key_rows, text_rows, length, text_weight, seed, stage):
     starts = np.ones(len(rows), "int32")
     row_weights = np.asarray([1.0] * key_rows + [text_weight] * text_rows, "float32")[:, None]
     while True:
+        taught = {} if states is None else _taught(states, rows[key_rows:], key_rows, length)
         drawn = [row.take(length, stage["sentences"], stage["restate"], stage["noise"]) for row in rows]
         read, said, counts = (np.stack(each) for each in zip(*drawn))
-        token_ids = read[:, :-1].astype("int32")
-        inputs = {"token_ids": token_ids, "padding_mask": np.ones_like(token_ids), "document_start": starts}
-        yield inputs, said[:, 1:].astype("int32"), counts[:, 1:] * row_weights
+        token_ids, targets = read[:, :-1].astype("int32"), said[:, 1:].astype("int32")
+        if words is not None:
+            targets = np.minimum(np.searchsorted(words, targets), len(words) - 1).astype("int32")
+        inputs = {"token_ids": token_ids, "padding_mask": np.ones_like(token_ids), "document_start": starts, **taught}
+        yield inputs, targets, counts[:, 1:] * row_weights
         starts = (rng.random(len(rows)) < stage["restart"]).astype("int32")
-        starts[key_rows:] = rng.random(text_rows) < stage["text_restart"]
+        starts[key_rows:] = [row.ends(length) for row in rows[key_rows:]]
         for row, new in zip(rows, starts):
             if new:
                 row.restart()
+
+
+def _taught(states, text_rows, key_rows, length):
+    """What rows of text are taught in their next step."""
+    of_text = np.zeros((key_rows + len(text_rows), length, states.shape[-1]), "float32")
+    for row, told in zip(text_rows, of_text[key_rows:]):
+        told[:] = states[row.piece, row.place : row.place + length]
+    return {"taught": np.arange(len(of_text)) >= key_rows, "teacher": of_text}
 
 
 def main():
@@ -167,13 +193,15 @@ def main():
     parser.add_argument("--preset", required=True)
     parser.add_argument("--texts", nargs="+", required=True, help="text files to train on")
     parser.add_argument("--held-out", required=True, help="text file that losses are measured on")
+    parser.add_argument("--length", type=int, default=8192, help="tokens of a piece of a text")
+    parser.add_argument("--pieces", type=int, help="how many are trained on, evenly from all texts; else all")
     parser.add_argument("--out", required=True)
     options = parser.parse_args()
     import keras_hub
 
     tokenizer = keras_hub.models.Tokenizer.from_preset(options.preset)
     *texts, held_out = (Path(path).read_text(encoding="utf-8") for path in (*options.texts, options.held_out))
-    arrays = prepare(tokenizer, tokenizer.start_token_id, texts, held_out)
+    arrays = prepare(tokenizer, tokenizer.start_token_id, texts, held_out, options.length, options.pieces)
     np.savez_compressed(options.out, **arrays)
     print({name: array.shape for name, array in arrays.items()})
 

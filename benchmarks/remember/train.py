@@ -3,8 +3,9 @@
     python benchmarks/remember/train.py --tokens tokens.npz --preset FOLDER --name key
     python benchmarks/remember/train.py --tokens tokens.npz --preset FOLDER --name text --key-rows 0 --steps 300 ...
 
-With `--teach`, rows of text are learned from what the frozen model with full attention holds for likely at each place.
-Writes `NAME.json`, as it goes, and the adapters `NAME.lora.safetensors` to the folder `--out`.
+With `--teacher`, rows of text are learned from what the frozen model with full attention holds for likely at each
+place. Writes `NAME.json`, as it goes, and the adapters `NAME.lora.safetensors` to the folder `--out`. A run of
+`--steps` goes on from its last probe if it was interrupted, with rows that begin anew and a new optimizer.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import keras
 import keras_hub
 import numpy as np
 from probes import hold, overwrite, text_losses
-from teacher import Pupil, Teacher, taught
+from teacher import Pupil, frequent_words, hidden_states
 from texts import batches
 
 import keras_fam
@@ -35,7 +36,7 @@ LESSONS = {
 }
 
 
-def build(options, start_token_id):
+def build(options, start_token_id, words):
     stock = keras_hub.models.Backbone.from_preset(options.preset, dtype=options.dtype)
     keras.utils.set_random_seed(options.seed)
     memory = dict(fam_length=options.fam_length)
@@ -49,7 +50,7 @@ def build(options, start_token_id):
         stateful_batch_size=options.key_rows + options.text_rows,
         **memory,
     )
-    return Pupil(backbone) if options.teach else keras_fam.FAMCausalLM(backbone)
+    return Pupil(backbone, words) if options.teacher else keras_fam.FAMCausalLM(backbone)
 
 
 class Plan(keras.callbacks.Callback):
@@ -109,8 +110,8 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("remember"))
     parser.add_argument("--key-rows", type=int, default=40)
     parser.add_argument("--text-rows", type=int, default=8)
-    parser.add_argument("--text-restart", type=float, default=0.05, help="share of rows of text that begin anew")
-    parser.add_argument("--teach", action="store_true", help="rows of text are learned from the frozen model")
+    parser.add_argument("--teacher", type=Path, help="file of what the frozen model holds for likely; made if need be")
+    parser.add_argument("--words", type=int, help="of so many tokens, the texts' most frequent; else of all")
     parser.add_argument("--text-weight", type=float, default=0.1, help="of a token of text; of a digit it is 1")
     parser.add_argument("--length", type=int, default=384, help="tokens of a row a step")
     parser.add_argument("--block-size", type=int, default=64)
@@ -128,6 +129,7 @@ def main():
     parser.add_argument("--texts", type=int, default=100, help="PassKey texts that are asked")
     parser.add_argument("--hold", type=int, nargs="+", default=(2, 4, 8, 18, 36, 64, 128, 260))
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--no-xla", dest="xla", action="store_false", help="tensorflow's own bfloat16 is faster on CPU")
     parser.add_argument("--resume", help="adapters to begin with")
     parser.add_argument("--lessons", choices=LESSONS, default="learn")
     parser.add_argument("--seed", type=int, default=0)
@@ -135,6 +137,13 @@ def main():
 
     began, found = time.time(), {"options": {k: str(v) for k, v in vars(options).items()}, "log": []}
     options.out.mkdir(parents=True, exist_ok=True)
+    written = options.out / f"{options.name}.json"
+    if options.steps and written.exists():
+        before = json.loads(written.read_text())
+        if before["options"] != found["options"]:
+            parser.error(f"{written} is of a run with other options. Received: --name {options.name}")
+        found["log"] = before["log"][: len(before["log"]) // options.probe * options.probe]
+    done = len(found["log"])  # epochs
 
     def report(name, value):
         if name == "log":
@@ -142,31 +151,35 @@ def main():
         else:
             found[name] = value
         print(f"[{time.time() - began:5.0f} s] {options.name} {name}: {json.dumps(value)}", flush=True)
-        (options.out / f"{options.name}.json").write_text(json.dumps(found, indent=1))
+        written.write_text(json.dumps(found, indent=1))
 
     arrays = dict(np.load(options.tokens))
-    lm = build(options, int(arrays["start"][0]))
+    if arrays["train"].shape[1] < options.length:
+        longest = arrays["train"].shape[1]
+        parser.error(f"--length must be at most {longest}, the tokens of a piece of text. Received: {options.length}")
+    start, words, states = int(arrays["start"][0]), None, None
+    if options.teacher:
+        states = hidden_states(options.teacher, options.preset, arrays["train"], start, options.dtype)
+        words = frequent_words(arrays, options.words) if options.words else None
+    lm = build(options, start, words)
     lm.enable_lora(options.rank, memory_only=options.memory_only)
-    if options.resume:
-        lm.load_lora_weights(options.resume)
+    if options.resume or done:
+        lm.load_lora_weights(adapters(options) if done else options.resume)
     lm.compile(
         optimizer=keras.optimizers.AdamW(options.rate, weight_decay=0.0, beta_2=0.98, global_clipnorm=1.0),
         loss=keras_fam.ChunkedCrossentropy(piece=options.piece),
-        jit_compile=keras.config.backend() != "torch",
+        jit_compile=options.xla and keras.config.backend() != "torch",
     )
     report("trained_weights", sum(int(np.prod(w.shape)) for w in lm.trainable_weights))
-    stage = dict(LESSONS[options.lessons][0][1], text_restart=options.text_restart)
-    data = batches(
-        arrays, options.key_rows, options.text_rows, options.length, options.text_weight, options.seed, stage
-    )
-    if options.teach:
-        teacher = Teacher(options.preset, options.length, options.dtype)
-        data = taught(data, teacher, int(arrays["start"][0]), options.key_rows)
+    stage = dict(LESSONS[options.lessons][0][1])
+    rows = (options.key_rows, options.text_rows, options.length, options.text_weight)
+    data = batches(arrays, *rows, [options.seed, done], stage, states, words)
     if options.steps or options.minutes:
         lm.fit(
             data,
             steps_per_epoch=EPOCH,
             epochs=options.steps // EPOCH if options.steps else 10**6,
+            initial_epoch=done,
             verbose=0,
             callbacks=[Plan(options, stage, arrays, report)],
         )
